@@ -1,0 +1,1 @@
+"""What to try next, where to run it and when to stop it."""

@@ -1,0 +1,263 @@
+"""What happens to each trial: proposes, takes reports, decides, ends. Knows neither ray nor mlflow."""
+
+from __future__ import annotations
+
+import enum
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.record import EpochRecord, TrialRecord, TrialState
+from search.rungs import RungPoint, decide
+from search.store import Store
+from search.study import Constraint, Study
+from spaces.space import Space, design_hash
+from trainers.contract import DataRequest, SpeedRequest, TrialReport, TrialRequest
+
+Listener = Callable[[TrialRecord], None]
+
+# Infeasible designs cost no training, but a space of nothing else must come to an end.
+_INFEASIBLE_PER_TRIAL = 10
+
+
+class Pause(enum.Enum):
+    """Why there is no trial to start."""
+
+    WAIT = "wait"
+    FINISHED = "finished"
+
+
+class Conductor:
+    """The driver's view of a running study.
+
+    Args:
+        study: The study file.
+        space: What may vary.
+        store: The trials.
+        folder: The study's folder.
+        data: The checked data set.
+        device: ``cpu`` or ``cuda``, for training.
+        speed_device: The same for latency.
+        threads: CPU threads a trial.
+        concurrent: Most trials side by side.
+        listeners: Called with the record after each change.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: Space,
+        store: Store,
+        *,
+        folder: Path,
+        data: DataRequest,
+        device: str,
+        speed_device: str,
+        threads: int,
+        concurrent: int,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.study, self.space, self.store = study, space, store
+        self.concurrent = concurrent
+        self._folder, self._data = folder, data
+        self._device, self._speed_device, self._threads = device, speed_device, threads
+        self._listeners = listeners
+        self._constraints = [Constraint.parse(text) for text in study.constraints]
+        self._running: dict[int, float] = {}  # trial -> hours of its earlier starts
+        self._left = [record.number for record in store.records() if not record.state.finished]
+        self._began = time.monotonic()
+        self._seconds_before = store.seconds_run
+        self.exhausted = False
+        self.out_of_time = False
+
+    def next(self) -> TrialRequest | Pause:
+        """Gives the next trial to run: first what an earlier process left, then new proposals."""
+        if len(self._running) >= self.concurrent:
+            return Pause.WAIT
+        if self._left:
+            return self._begin(self._left.pop(0))
+        records = self.store.records()
+        if not records:
+            return self._begin(self.store.propose_baseline(self.space).number)
+        if self._baseline_failed(records):
+            return Pause.WAIT if self._running else Pause.FINISHED
+        if self.store.reference_ms is None:
+            return Pause.WAIT  # every ratio refers to the baseline's latency
+        if self._spent(records):
+            return Pause.WAIT if self._running else Pause.FINISHED
+        proposed = self.store.propose(self.space)
+        if proposed is None:
+            self.exhausted = True
+            return Pause.WAIT if self._running else Pause.FINISHED
+        return self._begin(proposed.number)
+
+    def report(self, number: int, report: TrialReport) -> bool:
+        """Takes a report; returns whether the trial goes on."""
+        record = self.store.record(number)
+        if record.state.finished:
+            return False
+        seconds = self._running.get(number, 0.0) * 3600 + report.seconds
+        self.store.seconds_run = self._seconds_before + time.monotonic() - self._began
+        bad = sorted(name for name, value in report.metrics.items() if not math.isfinite(value))
+        if bad:
+            values = ", ".join(f"{name} = {report.metrics[name]}" for name in bad)
+            self._end(number, TrialState.FAILED, reason=f"not a number: {values} (epoch {report.epoch})")
+            return False
+        handle = {
+            "counted": self._counted,
+            "timed": self._timed,
+            "epoch": self._epoch,
+            "done": self._done,
+        }[report.phase]
+        return handle(number, report, seconds)
+
+    def died(self, number: int, reason: str, traceback: str | None = None) -> None:
+        """Takes the news that a trial cannot give a result."""
+        if not self.store.record(number).state.finished:
+            self._end(number, TrialState.FAILED, reason=reason, traceback=traceback)
+        self._running.pop(number, None)
+
+    @property
+    def baseline_failure(self) -> str | None:
+        """Why the baseline failed, ``None`` when it did not."""
+        records = self.store.records()
+        return records[0].reason or "unknown" if self._baseline_failed(records) else None
+
+    def _begin(self, number: int) -> TrialRequest:
+        record = self.store.start(number)
+        self._running[number] = record.compute_hours
+        self._tell(record)
+        study = self.study
+        speed = None
+        if self.store.speed(self._speed_key(record.knobs)) is None or (number == 0 and not self.store.reference_ms):
+            speed = SpeedRequest(
+                size=study.speed_size,
+                batch=study.speed.batch,
+                postprocess=study.speed.postprocess,
+                device=self._speed_device,
+                pairs=study.speed.pairs,
+                seconds=study.speed.seconds,
+                lease=str(self._folder / ".speed.lock"),
+            )
+        return TrialRequest(
+            number=number,
+            base=study.base,
+            knobs=record.knobs,
+            data=self._data,
+            folder=str(self._folder / record.folder),
+            epochs=study.budget.epochs,
+            batch=study.training.batch,
+            lr=study.training.lr,
+            weights=study.weights.from_,
+            backbone=study.weights.backbone,
+            seed=study.seed,
+            device=self._device,
+            threads=self._threads,
+            speed=speed,
+            count_size=study.speed_size,
+        )
+
+    def _counted(self, number: int, report: TrialReport, seconds: float) -> bool:
+        cached = self.store.speed(self._speed_key(self.store.record(number).knobs)) or {}
+        metrics = {**report.metrics, **self._in_ms(cached)}
+        self.store.update(number, metrics, report.attrs, seconds)
+        return self._feasible(number)
+
+    def _timed(self, number: int, report: TrialReport, seconds: float) -> bool:
+        if number == 0 and self.store.reference_ms is None:
+            self.store.reference_ms = report.metrics["reference_ms"]
+        self.store.set_speed(self._speed_key(self.store.record(number).knobs), report.metrics)
+        self.store.update(number, self._in_ms(report.metrics), report.attrs, seconds)
+        return self._feasible(number)
+
+    def _epoch(self, number: int, report: TrialReport, seconds: float) -> bool:
+        self.store.add_epoch(number, EpochRecord(report.epoch, report.metrics, seconds))
+        self.store.update(number, {}, report.attrs, seconds)
+        if report.epoch not in self.study.rung_epochs:
+            self._tell(self.store.record(number))
+            return True
+        record = self.store.record(number)
+        decided = record.rungs.get(report.epoch)
+        if decided is None:
+            others = self._points(report.epoch, without=number)
+            decision = decide(self._point(record, report.epoch), others, self.study.rungs.factor)  # type: ignore[union-attr]
+            decided = f"{'continue' if decision.go_on else 'stop'}: {decision.reason}"
+            self.store.add_rung(number, report.epoch, decided)
+        if decided.startswith("stop"):
+            self._end(number, TrialState.STOPPED, reason=f"at epoch {report.epoch}: {decided.partition(': ')[2]}")
+            return False
+        self._tell(self.store.record(number))
+        return True
+
+    def _done(self, number: int, report: TrialReport, seconds: float) -> bool:
+        self.store.update(number, report.metrics, report.attrs, seconds)
+        metrics = self.store.record(number).metrics
+        missing = [item.metric for item in self.study.objectives if item.metric not in metrics]
+        if missing:
+            why = f"the objective {missing[0]} has no value"
+            if missing[0].startswith("bbox_mAP_"):
+                why += "; the validation split has no object of that size"
+            self._end(number, TrialState.FAILED, reason=why)
+        else:
+            self._end(number, TrialState.COMPLETE)
+        return False
+
+    def _feasible(self, number: int) -> bool:
+        record = self.store.record(number)
+        broken = [item for item in self._constraints if (item.excess(record.metrics) or 0) > 0]
+        if not broken or record.baseline:
+            self._tell(record)
+            return True
+        values = "; ".join(f"{item}, but it is {record.metrics[item.metric]:.4g}" for item in broken)
+        self._end(number, TrialState.INFEASIBLE, reason=f"must hold: {values}")
+        return False
+
+    def _end(self, number: int, state: TrialState, *, reason: str | None = None, traceback: str | None = None) -> None:
+        metrics = self.store.record(number).metrics
+        excesses = {str(item): item.excess(metrics) for item in self._constraints}
+        known = {name: excess for name, excess in excesses.items() if excess is not None}
+        self._tell(self.store.finish(number, state, reason=reason, traceback=traceback, broken=known))
+        self._running.pop(number, None)
+
+    def _in_ms(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Milliseconds are the ratio times the baseline's reference latency."""
+        named = {key: value for key, value in metrics.items() if key != "reference_ms"}
+        if "latency_ratio" in named and self.store.reference_ms is not None:
+            named["latency_ms"] = named["latency_ratio"] * self.store.reference_ms
+        return named
+
+    def _points(self, epoch: int, without: int) -> list[RungPoint]:
+        return [
+            self._point(record, epoch)
+            for record in self.store.records()
+            if record.number != without and any(item.epoch == epoch for item in record.curve)
+        ]
+
+    def _point(self, record: TrialRecord, epoch: int) -> RungPoint:
+        accuracy = self.study.objectives[0].metric
+        at_rung = next(item.metrics for item in record.curve if item.epoch == epoch)
+        costs = [record.metrics.get(item.metric) for item in self.study.objectives[1:] if item.direction == "minimize"]
+        return RungPoint(record.number, at_rung.get(accuracy, 0.0), costs[0] if costs else None)
+
+    def _speed_key(self, knobs: Mapping[str, Any]) -> str:
+        return f"{design_hash(self.space.architecture(knobs))}:{self._speed_device}"
+
+    def _spent(self, records: Sequence[TrialRecord]) -> bool:
+        infeasible = sum(record.state is TrialState.INFEASIBLE for record in records)
+        hours = self.study.budget.hours
+        elapsed = self._seconds_before + time.monotonic() - self._began
+        self.out_of_time = hours is not None and elapsed >= hours * 3600
+        return (
+            self.out_of_time
+            or len(records) - infeasible >= self.study.budget.trials
+            or infeasible >= _INFEASIBLE_PER_TRIAL * self.study.budget.trials
+        )
+
+    def _baseline_failed(self, records: Sequence[TrialRecord]) -> bool:
+        return bool(records) and records[0].state is TrialState.FAILED
+
+    def _tell(self, record: TrialRecord) -> None:
+        for listener in self._listeners:
+            listener(record)

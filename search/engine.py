@@ -1,0 +1,184 @@
+"""The story of a run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.record import TrialRecord, TrialState
+from search.conductor import Conductor
+from search.folder import claimed, write_study
+from search.progress import Progress
+from search.store import Store
+from search.study import Study
+from spaces.base import facts
+from spaces.errors import HeadwayError
+from spaces.space import Space, build_space
+from trainers.config import load_base
+from trainers.contract import DataRequest
+from trainers.data import DataReport, Split, check_data
+from trainers.digits import write_digits
+
+# The plots are rebuilt at most this often while a search runs.
+_PLOT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind.
+
+    Attributes:
+        records: All trials.
+        finished: Whether the budget is spent or the space exhausted; else it was interrupted.
+        note: Why it ended before ``budget.trials``, if it did.
+        page: Link to the plot for ``headway ui``.
+    """
+
+    records: Sequence[TrialRecord]
+    finished: bool
+    note: str | None
+    page: str
+
+
+def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
+    """Checks data, base and space, before anything is written but the embedded data set's cache.
+
+    Raises:
+        UserError: Whatever is wrong with them.
+    """
+    base = load_base(study.base)
+    space = build_space(study.space, facts(base.model.to_dict(), f"base {study.base}"))
+    if study.data.digits is not None:
+        digits = study.data.digits
+        paths = write_digits(train=digits.train, val=digits.val, size=study.data.size, seed=digits.seed)
+        train = Split(paths.train_annotations, paths.train_images)
+        val = Split(paths.val_annotations, paths.val_images)
+    else:
+        assert study.data.train is not None
+        assert study.data.val is not None
+        train = Split(Path(study.data.train.annotations), Path(study.data.train.images))
+        val = Split(Path(study.data.val.annotations), Path(study.data.val.images))
+    report = check_data(train, val, study.data.classes)
+    data = DataRequest(
+        train_annotations=str(train.annotations),
+        train_images=str(train.images),
+        val_annotations=str(val.annotations),
+        val_images=str(val.images),
+        classes=tuple(report.classes),
+        size=study.data.size,
+    )
+    return data, report, space
+
+
+def run(study: Study, root: Path, *, address: str | None = None, extend: bool = False) -> Outcome:
+    """Starts a study or continues it.
+
+    Args:
+        study: The study file.
+        root: Folder of all studies.
+        address: A Ray cluster, ``None`` for this machine.
+        extend: The budget may have grown since the last start.
+
+    Raises:
+        UserError: The input is wrong; nothing is left behind.
+        HeadwayError: The baseline failed.
+    """
+    from search import ray_adapter
+    from search.tracking import Tracker, default_uri, page_url
+
+    folder = root / study.name
+    data, report, space = prepare(study)
+    with ExitStack() as stack:
+        stack.enter_context(claimed(folder))
+        ray_adapter.connect(address)
+        share = ray_adapter.resources(study.resources.cpus, study.resources.gpus, study.resources.concurrent)
+        store = Store.create(folder, study, extend=extend)
+        records = store.records()
+        progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
+        tracker = Tracker.open(
+            uri=study.tracking.uri or default_uri(folder),
+            experiment=study.tracking.experiment or study.name,
+            study=study.name,
+            study_folder=folder,
+            params=study.dump(),
+            objectives=study.objective_records,
+        )
+        write_study(folder, study)
+        tracker.reconcile(records)
+        plots = _Throttled(lambda: tracker.study(store.records()))
+        conductor = Conductor(
+            study,
+            space,
+            store,
+            folder=folder,
+            data=data,
+            device="cuda" if share.gpus else "cpu",
+            speed_device=_speed_device(study, share.gpus),
+            threads=share.cpus,
+            concurrent=share.concurrent,
+            listeners=(tracker.trial, progress, plots),
+        )
+        for line in report.summary():
+            progress.say(line)
+        progress.say(_plan_line(study, space, share.concurrent))
+        ray_adapter.run(conductor, share, folder / "ray")
+        records = store.records()
+        finished = all(record.state.finished for record in records)
+        tracker.reconcile(records)
+        tracker.study(records)
+        tracker.close("FINISHED" if finished and not conductor.baseline_failure else "FAILED")
+        for record in records:
+            _clean(folder / record.folder, record)
+        if conductor.baseline_failure:
+            raise HeadwayError(
+                f"{study.name}: the baseline failed, and every design is compared with it: {conductor.baseline_failure}\n"
+                f"  its log is in {folder / 'trials/0000'}; mend the cause, remove {folder} and run again."
+            )
+        note = None
+        if conductor.exhausted:
+            note = "every design of the space that could be found was tried"
+        elif conductor.out_of_time:
+            note = f"the {study.budget.hours:g} hours of the budget are spent"
+        return Outcome(records, finished, note, page_url(folder, study.tracking.uri))
+
+
+class _Throttled:
+    """A listener that acts on ended trials, at most every few seconds."""
+
+    def __init__(self, act: object) -> None:
+        self._act = act
+        self._last = -_PLOT_SECONDS
+
+    def __call__(self, record: TrialRecord) -> None:
+        if record.state.finished and time.monotonic() - self._last >= _PLOT_SECONDS:
+            self._act()  # type: ignore[operator]
+            self._last = time.monotonic()
+
+
+def _counts(record: TrialRecord) -> bool:
+    return record.state.finished and record.state is not TrialState.INFEASIBLE
+
+
+def _speed_device(study: Study, gpus: int) -> str:
+    return ("cuda" if gpus else "cpu") if study.speed.device == "auto" else study.speed.device
+
+
+def _plan_line(study: Study, space: Space, concurrent: int) -> str:
+    size = space.size()
+    count = "infinitely many" if size == float("inf") else f"{size:,.0f}"
+    rungs = f"compared after epochs {', '.join(map(str, study.rung_epochs))}" if study.rung_epochs else "never stopped"
+    side = f"{concurrent} side by side" if concurrent > 1 else "one at a time"
+    return f"{study.budget.trials} trials of {study.budget.epochs} epochs, {rungs}, {side}, from {count} settings"
+
+
+def _clean(folder: Path, record: TrialRecord) -> None:
+    """Drops the checkpoints of trials that nobody can continue or export."""
+    if record.state in (TrialState.STOPPED, TrialState.FAILED, TrialState.INFEASIBLE):
+        for checkpoint in folder.glob("*.pth"):
+            checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(folder / "__pycache__", ignore_errors=True)

@@ -1,0 +1,94 @@
+"""A study's folder on disk: where it is, who may run in it, what is kept."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from search.study import Study, load
+from spaces.errors import UserError
+
+STUDY_FILE = "study.yaml"
+
+
+def studies_root(given: str | None = None) -> Path:
+    """The folder of all studies: ``given``, else ``$HEADWAY_STUDIES``, else ``studies`` in the working folder."""
+    return Path(given or os.environ.get("HEADWAY_STUDIES") or "studies").absolute()
+
+
+def find_study(word: str, root: Path) -> tuple[Path, Study]:
+    """Finds a study that was run, by its name, its folder or its study file.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = Path(word)
+    if path.is_file():
+        folder = root / load(path).name
+    elif (path / STUDY_FILE).is_file():
+        folder = path.absolute()
+    else:
+        folder = root / word
+    if not (folder / STUDY_FILE).is_file():
+        known = sorted(item.parent.name for item in root.glob(f"*/{STUDY_FILE}"))
+        there = f"in {root} there are: {', '.join(known)}" if known else f"{root} holds no study yet"
+        raise UserError(f"STUDY: must be a study that was run (a name, folder or study file), but got '{word}'; {there}.")
+    return folder, load(folder / STUDY_FILE)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it for one run; a folder that was made for nothing is removed again.
+
+    Raises:
+        UserError: It cannot be written, or another run holds it.
+    """
+    new = not folder.exists()
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"study folder: must be writable, but {folder} gives: {error.strerror}.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise UserError(f"{folder.name}: is being run already, by process {lock.read().strip()}.") from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        except UserError:
+            if new:
+                shutil.rmtree(folder, ignore_errors=True)
+                for parent in made[1:]:
+                    _remove_empty(parent)
+            raise
+
+
+def write_study(folder: Path, study: Study) -> None:
+    """Keeps the study file as it is run, with defaults filled in and absolute paths."""
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = None
+    yaml.dump(study.dump(), text)
+    part = folder / f"{STUDY_FILE}.part"
+    part.write_text(text.getvalue(), encoding="utf-8")
+    part.replace(folder / STUDY_FILE)
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return

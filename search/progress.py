@@ -1,0 +1,92 @@
+"""What a running study prints: a line for each event, with the time left."""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+from analysis.record import TrialRecord, TrialState
+from search.study import Study
+
+
+class Progress:
+    """Listens to a conductor.
+
+    Args:
+        study: The study file.
+        done: Trials that had ended before this start.
+        stream: Where to print.
+    """
+
+    def __init__(self, study: Study, done: int, stream: TextIO) -> None:
+        self._study, self._stream = study, stream
+        self._began = time.monotonic()
+        self._done = done
+        self._finished_here = 0.0
+        self._share: dict[int, float] = {}
+        self._state: dict[int, TrialState] = {}
+
+    def __call__(self, record: TrialRecord) -> None:
+        """Prints the event that made ``record``."""
+        before = self._state.get(record.number)
+        self._state[record.number] = record.state
+        epochs = len(record.curve)
+        if record.state.finished:
+            if before is record.state:
+                return
+            if record.state is not TrialState.INFEASIBLE:
+                self._finished_here += 1 - self._share.pop(record.number, 0.0)
+                self._done += 1
+            self.say(f"trial {record.number:>3}  {_ending(record)}")
+        elif before is None:
+            self._share[record.number] = epochs / self._study.budget.epochs
+            self.say(f"trial {record.number:>3}  {'continues' if epochs else 'starts'}: {describe(record)}")
+        elif epochs:
+            self.say(f"trial {record.number:>3}  epoch {epochs}/{self._study.budget.epochs}  {_accuracy(record)}")
+        elif "latency_ratio" in record.metrics:
+            self.say(f"trial {record.number:>3}  timed: {_speed(record)}")
+
+    def say(self, text: str) -> None:
+        """Prints a line with the time and what is left."""
+        seconds = time.monotonic() - self._began
+        total = self._study.budget.trials
+        left = ""
+        if self._finished_here and self._done < total:
+            rest = seconds / self._finished_here * (total - self._done)
+            left = f", about {_clock(rest)} left"
+        print(f"[{_clock(seconds)}  {self._done}/{total} trials{left}] {text}", file=self._stream, flush=True)
+
+
+def describe(record: TrialRecord) -> str:
+    """The design in one line."""
+    if record.baseline:
+        return "the baseline"
+    return ", ".join(f"{key}={_value(value)}" for key, value in record.knobs.items())
+
+
+def _value(value: object) -> str:
+    return "[" + ",".join(str(item) for item in value) + "]" if isinstance(value, list) else str(value)
+
+
+def _ending(record: TrialRecord) -> str:
+    figures = "  ".join(text for text in (_accuracy(record), _speed(record)) if text)
+    reason = f": {record.reason}" if record.reason else ""
+    return f"{record.state.value}  {figures}{reason}"
+
+
+def _accuracy(record: TrialRecord) -> str:
+    value = record.metrics.get("bbox_mAP")
+    return "" if value is None else f"AP {100 * value:.1f} %"
+
+
+def _speed(record: TrialRecord) -> str:
+    metrics = record.metrics
+    if "latency_ms" not in metrics:
+        return ""
+    return f"latency {metrics['latency_ratio']:.3f} x baseline = {metrics['latency_ms']:.1f} ms"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,410 @@
+"""The study file as typed data; the one place where a user's input is checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from analysis.record import Objective
+from spaces.errors import UserError, choices, unknown
+
+# Figures that are known before training; constraints and like-speed competition rest on them.
+COSTS: Mapping[str, str] = {
+    "latency_ms": "latency of a pass in ms",
+    "latency_ratio": "latency as a ratio to the baseline's",
+    "gmacs": "multiply-adds of the detector in 10^9",
+    "head_gmacs": "multiply-adds of the head in 10^9",
+    "params_m": "parameters in 10^6",
+    "activations_m": "activations in 10^6",
+}
+ACCURACIES: Mapping[str, str] = {
+    "bbox_mAP": "COCO AP over IoU 0.50 to 0.95",
+    "bbox_mAP_50": "AP at IoU 0.50",
+    "bbox_mAP_75": "AP at IoU 0.75",
+    "bbox_mAP_s": "AP of small objects",
+    "bbox_mAP_m": "AP of medium objects",
+    "bbox_mAP_l": "AP of large objects",
+}
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class SplitSection(_Section):
+    """One split in COCO format."""
+
+    annotations: str
+    images: str
+
+
+class DigitsSection(_Section):
+    """The embedded data set (``trainers.digits``)."""
+
+    train: Positive = 320
+    val: Positive = 80
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class DataSection(_Section):
+    """The data set: ``train`` and ``val`` of the user's own, or the embedded ``digits``."""
+
+    train: SplitSection | None = None
+    val: SplitSection | None = None
+    digits: DigitsSection | None = None
+    classes: tuple[str, ...] | None = None
+    size: tuple[Positive, Positive]
+    """Width and height in px that images are resized into, keeping their aspect ratio."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.digits is None and (self.train is None or self.val is None):
+            raise ValueError("must have both train and val, or digits")
+        if self.digits is not None and (self.train or self.val or self.classes):
+            raise ValueError("must have either digits or train, val and classes, not both")
+        return self
+
+
+class ObjectiveSection(_Section):
+    """One objective."""
+
+    metric: str
+    direction: Literal["maximize", "minimize"]
+
+    @model_validator(mode="after")
+    def _known(self) -> ObjectiveSection:
+        natural = {**dict.fromkeys(ACCURACIES, "maximize"), **dict.fromkeys(COSTS, "minimize")}
+        if self.metric not in natural:
+            raise ValueError(f"unknown metric '{self.metric}'; the choices are {choices(natural)}")
+        if natural[self.metric] != self.direction:
+            raise ValueError(f"{self.metric} must have direction {natural[self.metric]}, but got {self.direction}")
+        return self
+
+
+class BudgetSection(_Section):
+    """What may be spent.
+
+    ``trials`` counts the baseline and every design whose training began; INFEASIBLE designs are free. After ``hours``
+    of the command's run time no further trial is started.
+    """
+
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 64
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 12
+    hours: Annotated[float, Field(gt=0)] | None = None
+
+
+class RungsSection(_Section):
+    """Trials are compared after epochs first, first x factor, first x factor^2, ...; about 1 in ``factor`` goes on."""
+
+    first: Positive = 1
+    factor: Annotated[int, Field(ge=2)] = 3
+
+
+class SamplerSection(_Section):
+    """Who proposes; the first ``startup`` proposals of TPE are random."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    startup: Annotated[int, Field(ge=1)] = 12
+
+
+class WeightsSection(_Section):
+    """Where weights start from.
+
+    ``from``: ``scratch`` or a checkpoint. ``backbone``: ``auto`` takes the base's pretrained weights where they lie on
+    this machine and goes without (and unfrozen) where not; ``none`` goes without; or a checkpoint.
+    """
+
+    from_: str = Field("scratch", alias="from")
+    backbone: str = "auto"
+
+    @field_validator("from_")
+    @classmethod
+    def _supported(cls, value: str) -> str:
+        if value == "baseline":
+            raise ValueError(
+                "must be scratch or the path of a checkpoint; 'baseline' (a shared warm start) is not available yet"
+            )
+        return value
+
+
+class TrainingSection(_Section):
+    """Batch and learning rate; ``null`` for the base config's."""
+
+    batch: Positive | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+
+
+class ResourcesSection(_Section):
+    """What one trial gets, and how many run side by side; ``auto`` fits this machine or cluster."""
+
+    gpus: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    cpus: Literal["auto"] | Positive = "auto"
+    workers: Positive = 1
+    concurrent: Literal["auto"] | Positive = "auto"
+
+    @field_validator("workers")
+    @classmethod
+    def _one(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError(f"must be 1; data-parallel trials are not available yet, got {value}")
+        return value
+
+
+class SpeedSection(_Section):
+    """How latency is measured; ``size`` (height, width) is ``null`` for the data's size, padded to a multiple of 32."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    size: tuple[Positive, Positive] | None = None
+    batch: Positive = 1
+    postprocess: bool = True
+    pairs: Annotated[int, Field(ge=3)] = 9
+    seconds: Annotated[float, Field(gt=0)] = 5.0
+
+
+class TrackingSection(_Section):
+    """MLflow; ``uri: null`` is an SQLite store in the study's folder, ``experiment: null`` the study's name."""
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+class Study(_Section):
+    """A study file. Paths are absolute after ``load``."""
+
+    name: str
+    base: str
+    data: DataSection
+    space: dict[str, dict[str, Any] | None]
+    objectives: tuple[ObjectiveSection, ...] = (
+        ObjectiveSection(metric="bbox_mAP", direction="maximize"),
+        ObjectiveSection(metric="latency_ms", direction="minimize"),
+    )
+    constraints: tuple[str, ...] = ()
+    budget: BudgetSection = BudgetSection()
+    rungs: RungsSection | None = RungsSection()
+    sampler: SamplerSection = SamplerSection()
+    weights: WeightsSection = Field(default_factory=lambda: WeightsSection.model_validate({}))
+    training: TrainingSection = TrainingSection()
+    resources: ResourcesSection = ResourcesSection()
+    speed: SpeedSection = SpeedSection()
+    tracking: TrackingSection = TrackingSection()
+    storage: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", value):
+            raise ValueError(f"must be 1 to 64 letters, digits, '-' or '_', beginning with a letter or digit: {value!r}")
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _two_kinds(cls, value: tuple[ObjectiveSection, ...]) -> tuple[ObjectiveSection, ...]:
+        metrics = [objective.metric for objective in value]
+        if len(set(metrics)) != len(metrics):
+            raise ValueError(f"must not name a metric twice, but got {choices(metrics)}")
+        if len(value) < 2 or metrics[0] not in ACCURACIES:
+            raise ValueError(f"must be an accuracy ({choices(ACCURACIES)}) first, then one or more others")
+        return value
+
+    @field_validator("constraints")
+    @classmethod
+    def _parsable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            Constraint.parse(text)
+        return value
+
+    @property
+    def objective_records(self) -> tuple[Objective, ...]:
+        """The objectives as ``analysis`` takes them."""
+        return tuple(Objective(item.metric, item.direction) for item in self.objectives)
+
+    @property
+    def rung_epochs(self) -> tuple[int, ...]:
+        """Epochs at which trials are compared, ascending, all before the last one."""
+        if self.rungs is None:
+            return ()
+        steps = math.ceil(math.log(self.budget.epochs, self.rungs.factor)) + 1 if self.budget.epochs > 1 else 0
+        epochs = (self.rungs.first * self.rungs.factor**step for step in range(steps))
+        return tuple(epoch for epoch in epochs if epoch < self.budget.epochs)
+
+    @property
+    def speed_size(self) -> tuple[int, int]:
+        """Height and width in px of the input that is timed and counted."""
+        if self.speed.size is not None:
+            return self.speed.size
+        width, height = self.data.size
+        return (-(-height // 32) * 32, -(-width // 32) * 32)
+
+    def dump(self) -> dict[str, Any]:
+        """Gives the whole file with defaults filled in, as plain JSON types."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Constraint:
+    """A bound on a cost, ``params_m <= 40`` for instance."""
+
+    def __init__(self, metric: str, upper: bool, bound: float) -> None:
+        self.metric, self.upper, self.bound = metric, upper, bound
+
+    @classmethod
+    def parse(cls, text: str) -> Constraint:
+        """Reads ``METRIC <= NUMBER`` or ``METRIC >= NUMBER``.
+
+        Raises:
+            ValueError: It is neither, or the metric is not known before training.
+        """
+        match = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*([-+.\deE]+)\s*", text)
+        try:
+            bound = float(match[3]) if match else math.nan
+        except ValueError:
+            bound = math.nan
+        if not match or not math.isfinite(bound):
+            raise ValueError(f"must read like 'params_m <= 40', but got '{text}'")
+        if match[1] not in COSTS:
+            raise ValueError(f"'{text}' must be about a figure known before training: {choices(COSTS)}")
+        return cls(match[1], match[2] == "<=", bound)
+
+    def excess(self, metrics: Mapping[str, float]) -> float | None:
+        """By how much it is broken, relative to the bound: above 0 when broken, ``None`` while the metric is unknown."""
+        if self.metric not in metrics:
+            return None
+        difference = metrics[self.metric] - self.bound
+        return (difference if self.upper else -difference) / (abs(self.bound) or 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'<=' if self.upper else '>='} {self.bound:g}"
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Reads a study file; its paths are relative to its own folder, those of ``overrides`` to the working folder.
+
+    Args:
+        path: YAML 1.2.
+        overrides: ``budget.trials=8`` and the like; the value is YAML.
+
+    Raises:
+        UserError: Anything wrong with the file or an override.
+    """
+    if not path.is_file():
+        raise UserError(f"study file: must exist, but there is no file {path}.")
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: must be YAML: {_one_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must be a mapping with name, base, data and space, but got {type(raw).__name__}.")
+    _absolute(raw, path.resolve().parent)
+    for override in overrides:
+        _override(raw, override)
+    _absolute(raw, Path.cwd())
+    return parse(raw, str(path))
+
+
+def parse(raw: Mapping[str, Any], who: str) -> Study:
+    """Turns a mapping into a ``Study``.
+
+    Raises:
+        UserError: Names each wrong key, its rule and its value.
+    """
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+        raise UserError(f"{who}: " + "\n  ".join(dict.fromkeys(problems))) from error
+
+
+def parse_value(text: str) -> Any:
+    """Reads the value of ``KEY=VALUE`` on the command line as YAML.
+
+    Raises:
+        UserError: It is not YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise UserError(f"--set: the value must be YAML, but got '{text}'.") from error
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Splits ``KEY=VALUE``.
+
+    Raises:
+        UserError: There is no ``=`` or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set: must read like KEY=VALUE, but got '{text}'.")
+    return key.strip(), parse_value(value)
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, value = parse_assignment(text)
+    *parents, last = key.split(".")
+    section: Any = raw
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            raise UserError(f"--set {key}: '{parent}' must be a section, but it is {section!r}.")
+    section[last] = value
+
+
+def _absolute(raw: dict[str, Any], root: Path) -> None:
+    def fix(section: Any, key: str, keep: tuple[str, ...] = ()) -> None:
+        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key] not in keep:
+            section[key] = str((root / Path(section[key]).expanduser()).absolute())
+
+    data = raw.get("data")
+    if isinstance(data, dict):
+        for split in ("train", "val"):
+            fix(data.get(split), "annotations")
+            fix(data.get(split), "images")
+    fix(raw.get("weights"), "from", ("scratch", "baseline"))
+    fix(raw.get("weights"), "backbone", ("auto", "none"))
+    if isinstance(raw.get("base"), str) and "::" not in raw["base"]:
+        fix(raw, "base")
+
+
+def _explain(item: ErrorDetails) -> str:
+    location = [str(part) for part in item["loc"] if not str(part).startswith(("literal[", "constrained-", "function-"))]
+    location = [part for part in location if part not in ("int", "float", "str")]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(location)
+    if item["type"] == "missing":
+        return f"{key}: is required."
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message[0].lower() + message[1:]
+    shown = item.get("input")
+    suffix = "" if item["type"] == "value_error" else f", but got {shown!r}"
+    return f"{key}: {message}{suffix}."
+
+
+def _unknown_key(location: list[str]) -> str:
+    section: Any = Study
+    for part in location[:-1]:
+        field = {(info.alias or name): info for name, info in section.model_fields.items()}.get(part)
+        annotations = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        nested = [item for item in annotations if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not nested:
+            break
+        section = nested[0]
+    known = [info.alias or name for name, info in section.model_fields.items()]
+    return str(unknown(".".join(location[:-1]) or "study", location[-1], known))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,378 @@
+"""The tracker: the study is a parent run in MLflow, each trial a child run.
+
+The study's store is the truth and MLflow a picture of it. Everything written here can be written again without
+doubling anything, and ``Tracker.reconcile`` repairs whatever a kill left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from analysis import pareto, plots
+from analysis.labels import counts, short
+from analysis.record import Objective, TrialRecord, TrialState
+from search.tracking.content import Content, Point, content_of, milliseconds, volume_metrics
+from search.tracking.pages import page_url, public_uri
+from search.tracking.server import FAILURES, find_runs, history, open_experiment, open_parent, reach, reason
+from spaces.errors import UserError
+
+# After search.tracking.server, which sets the environment that mlflow reads on import.
+from mlflow.entities import Metric, Param, Run, RunTag  # isort: skip
+from mlflow.tracking import MlflowClient  # isort: skip
+
+RETRY_SECONDS = 60.0
+_BATCH = 800  # MLflow takes at most 1,000 metrics, 100 parameters and 100 tags at once
+_COLOURS = {"baseline": "#D55E00", "true": "#0072B2", "false": "#9A9A9A"}
+_log = logging.getLogger("headway.tracking")
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass
+class _Child:
+    """What is known of a child run; ``logged`` is ``None`` until its history was read."""
+
+    run_id: str
+    status: str
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    logged: dict[Point, float] | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> _Child:
+        """Reads a run that was there before."""
+        data = run.data
+        return cls(run.info.run_id, run.info.status, dict(data.params), dict(data.tags), list(data.metrics))
+
+
+class Tracker:
+    """Writes one study to MLflow, from the driver process.
+
+    Only ``open`` raises. Once open, no failure of MLflow ends a search: the first one is logged as a warning, the
+    tracker is ``pending``, and the first call after a minute reconciles everything that was missed. So a dead server
+    costs some seconds a minute. Not for use by several threads.
+
+    Attributes:
+        experiment_id: MLflow's id of the experiment.
+        run_id: MLflow's id of the parent run.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        *,
+        experiment_id: str,
+        run_id: str,
+        study: str,
+        objectives: Sequence[Objective],
+        reference: Sequence[float] | None,
+        uri: str,
+    ) -> None:
+        """Use ``Tracker.open``."""
+        self.experiment_id = experiment_id
+        self.run_id = run_id
+        self._client = client
+        self._study = study
+        self._objectives = tuple(objectives)
+        self._reference = reference
+        self._where = public_uri(uri)
+        self._known: dict[int, TrialRecord] = {}
+        self._children: dict[int, _Child] = {}
+        self._volumes: dict[Point, float] | None = None
+        self._drawn = ""
+        self._failed_at: float | None = None
+        self._warned = False
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        uri: str,
+        experiment: str,
+        study: str,
+        study_folder: Path,
+        params: Mapping[str, Any],
+        objectives: Sequence[Objective],
+        reference: Sequence[float] | None = None,
+    ) -> Tracker:
+        """Reaches MLflow and finds or creates the study's parent run.
+
+        The run is found again by an identity that is kept in the study's folder, so a restart goes on in it, also
+        when it was left RUNNING or was ended, and two studies of one name on one server stay apart.
+
+        Args:
+            uri: ``default_uri(study_folder)``, another database URI, or a server's address.
+            experiment: Name; created if it is new.
+            study: The study's name.
+            study_folder: Its folder. Artifacts of a database store go there; a server decides for itself.
+            params: Settings of the study, shown as parameters. MLflow cannot change a parameter; one that differs
+                from an earlier start's (a budget that grew) becomes a tag ``headway.param.NAME``.
+            objectives: The study's objectives.
+            reference: Reference point of the hypervolume, ``None`` for ``pareto.default_reference``.
+
+        Raises:
+            UserError: MLflow cannot be reached (known within about 8 s for a server), or the experiment was deleted
+                or cannot be created. The message never holds credentials. Nothing was written then.
+        """
+        client = reach(uri)
+        try:
+            experiment_id = open_experiment(client, uri, experiment, study_folder)
+            run_id = open_parent(client, experiment_id, study, study_folder, params)
+            tracker = cls(
+                client,
+                experiment_id=experiment_id,
+                run_id=run_id,
+                study=study,
+                objectives=objectives,
+                reference=reference,
+                uri=uri,
+            )
+            tracker._load()
+        except FAILURES as error:
+            raise UserError(
+                f"tracking.experiment: cannot use '{experiment}' at {public_uri(uri)}: {reason(error, uri)}"
+            ) from error
+        return tracker
+
+    @property
+    def pending(self) -> bool:
+        """True while MLflow misses something that could not be written."""
+        return self._failed_at is not None
+
+    def trial(self, record: TrialRecord) -> None:
+        """Writes a trial as it stands now; what is there already is not written again.
+
+        Knobs are parameters; each epoch's figures are series ``epoch/NAME`` over the epoch. Once the trial is
+        finished its final figures stand under their own names at step 0; those of accuracy only if it is COMPLETE, as
+        a half-trained figure beside trained ones would mislead. Values that are not finite are left out. A trial that
+        is only PROPOSED gets no run.
+        """
+        self._known[record.number] = record
+        self._guarded(lambda: self._upsert(record))
+
+    def study(self, records: Sequence[TrialRecord]) -> None:
+        """Draws the study anew on its parent run: plots, tables, hypervolume, counts, and which trials are the front.
+
+        Takes about a second, so call it now and then. Hypervolume is written up to the last full compute minute.
+        """
+        self._known.update({record.number: record for record in records})
+        self._guarded(lambda: self._draw(final=False))
+
+    def reconcile(self, records: Sequence[TrialRecord]) -> None:
+        """Makes MLflow agree with the store, after a kill or at any time.
+
+        Extra child runs of a trial and those of trials that are not in ``records`` are deleted, missing figures are
+        added, the status is set, and a run that contradicts its record is replaced. Runs that Headway did not make
+        are left alone.
+
+        Args:
+            records: All trials of the study.
+        """
+        self._known = {record.number: record for record in records}
+        self._guarded(lambda: self._reconcile(complete=True), heals=True)
+
+    def close(self, status: RunStatus) -> None:
+        """Writes what is still missing and ends the parent run; nothing may be written after it."""
+        self._failed_at = -math.inf if self.pending else None
+
+        def end() -> None:
+            # A request that timed out and was sent again may have made a second run unseen.
+            self._reconcile(complete=False)
+            self._draw(final=True)
+            self._client.set_terminated(self.run_id, status)
+
+        self._guarded(end, heals=True)
+        if self.pending:
+            _log.warning("MLflow at %s misses the end of this study; run it again to add it.", self._where)
+
+    def _guarded(self, action: Callable[[], None], *, heals: bool = False) -> None:
+        if self._failed_at is not None and time.monotonic() - self._failed_at < RETRY_SECONDS:
+            return
+        try:
+            if self.pending and not heals:
+                self._reconcile(complete=False)
+            action()
+        except FAILURES as error:
+            self._failed_at = time.monotonic()
+            level = logging.DEBUG if self._warned else logging.WARNING
+            _log.log(level, "MLflow at %s fails; the search goes on: %s", self._where, reason(error, self._where))
+            self._warned = True
+            return
+        self._failed_at = None
+
+    # Trials.
+
+    def _load(self, *extra: str) -> dict[int, list[_Child]]:
+        """Finds the child runs by trial; ``self._children`` gets the first of each."""
+        wanted = " and ".join([f"tags.`mlflow.parentRunId` = '{self.run_id}'", *extra])
+        groups: dict[int, list[_Child]] = {}
+        for run in find_runs(self._client, self.experiment_id, wanted):
+            number = run.data.tags.get("headway.trial", "")
+            if number.isdigit():
+                groups.setdefault(int(number), []).append(_Child.of(run))
+        self._children.update({number: group[0] for number, group in groups.items()})
+        return groups
+
+    def _reconcile(self, *, complete: bool) -> None:
+        self._children, self._volumes = {}, None
+        for number, group in self._load().items():
+            record = self._known.get(number)
+            if record is None and complete:
+                del self._children[number]
+                spare = group
+            else:
+                # The run that needs least repair is kept.
+                mark = "" if record is None else content_of(record).fingerprint
+                group.sort(key=lambda child: (child.tags.get("headway.record") == mark, len(child.names)), reverse=True)
+                self._children[number], spare = group[0], group[1:]
+            for child in spare:
+                self._client.delete_run(child.run_id)
+        for record in self._known.values():
+            self._upsert(record)
+
+    def _upsert(self, record: TrialRecord) -> None:
+        content = content_of(record)
+        child = self._children.get(record.number)
+        if child is None and record.state is TrialState.PROPOSED:
+            return
+        if child is None and not self._load(f"tags.`headway.trial` = '{record.number}'"):
+            child = self._create(record)
+        child = child or self._children[record.number]
+        mark = content.fingerprint
+        if child.tags.get("headway.record") != mark:
+            if self._contradicts(child, content):
+                self._client.delete_run(child.run_id)
+                child = self._create(record)
+            self._write(child, content, mark)
+        if child.status != content.status:
+            if content.status in ("FINISHED", "FAILED"):
+                self._client.set_terminated(child.run_id, content.status, milliseconds(record.finished) or None)
+            else:
+                self._client.update_run(child.run_id, status=content.status)
+            child.status = content.status
+
+    def _create(self, record: TrialRecord) -> _Child:
+        tags = {
+            "headway.study": self._study,
+            "headway.role": "trial",
+            "headway.trial": str(record.number),
+            "mlflow.parentRunId": self.run_id,
+            "mlflow.source.name": "headway",
+        }
+        run = self._client.create_run(
+            self.experiment_id,
+            start_time=milliseconds(record.started) or None,
+            tags=tags,
+            run_name=f"{record.number} {short(record.knobs, 120)}",
+        )
+        child = _Child(run.info.run_id, run.info.status, tags=tags, logged={})
+        self._children[record.number] = child
+        return child
+
+    def _contradicts(self, child: _Child, content: Content) -> bool:
+        """Whether the run holds what MLflow cannot change and the record does not say."""
+        if any(content.params.get(name) != value for name, value in child.params.items()):
+            return True
+        if child.logged is None:
+            child.logged, doubled = history(self._client, child.run_id, child.names)
+            if doubled:
+                return True
+        for point, value in child.logged.items():
+            wanted = content.metrics.get(point)
+            if wanted is None and point[0].startswith("epoch/"):
+                return True
+            if wanted is not None and not math.isclose(wanted[0], value, rel_tol=1e-9):
+                return True
+        return False
+
+    def _write(self, child: _Child, content: Content, mark: str) -> None:
+        logged = child.logged if child.logged is not None else {}
+        metrics = [
+            Metric(name, value, stamp, step)
+            for (name, step), (value, stamp) in content.metrics.items()
+            if (name, step) not in logged
+        ]
+        params = [Param(name, value) for name, value in content.params.items() if name not in child.params]
+        # A tag that no longer holds (the reason of a trial that runs again) is emptied.
+        gone = {name: "" for name in ("headway.reason", "mlflow.note.content") if child.tags.get(name)}
+        tags = {**gone, **content.tags}
+        changed = {name: value for name, value in tags.items() if child.tags.get(name) != value}
+        # The mark goes last: where it stands, all else does.
+        self._log(child.run_id, metrics, params, {**changed, "headway.record": mark})
+        child.logged = {**logged, **{(metric.key, metric.step): metric.value for metric in metrics}}
+        child.params.update(content.params)
+        child.tags.update({**changed, "headway.record": mark})
+
+    def _log(self, run_id: str, metrics: list[Metric], params: list[Param], tags: Mapping[str, str]) -> None:
+        for start in range(100, len(params), 100):
+            self._client.log_batch(run_id, params=params[start : start + 100])
+        while len(metrics) > _BATCH:
+            self._client.log_batch(run_id, metrics=metrics[:_BATCH])
+            metrics = metrics[_BATCH:]
+        self._client.log_batch(
+            run_id, metrics=metrics, params=params[:100], tags=[RunTag(name, value) for name, value in tags.items()]
+        )
+
+    # The study.
+
+    def _draw(self, *, final: bool) -> None:
+        records = sorted(self._known.values(), key=lambda record: record.number)
+        rows = pareto.front_rows(records, self._objectives)
+        reference = pareto.reference_point(records, self._objectives, self._reference)
+        curves = [] if reference is None else pareto.hypervolume_curves(records, self._objectives, reference)
+        if self._volumes is None:
+            names = ["hypervolume", "hypervolume_by_minute"]
+            self._volumes, _ = history(self._client, self.run_id, names)
+        wanted = volume_metrics(records, curves, final=final)
+        metrics = [
+            Metric(name, value, stamp, step)
+            for (name, step), (value, stamp) in wanted.items()
+            if (name, step) not in self._volumes
+        ]
+        states = [record.state.value for record in records]
+        said = counts(states)
+        drawn = repr((rows, said, len(curves)))
+        if drawn == self._drawn and not metrics:
+            return
+        tags = {f"headway.trials.{state.value.lower()}": str(states.count(state.value)) for state in TrialState}
+        tags["mlflow.note.content"] = (
+            f"![Pareto front](get-artifact?path=pareto.png&run_uuid={self.run_id})\n\n"
+            f"[Interactive plot]({page_url('', self.experiment_id, self.run_id)}) \u00b7 "
+            f"[table]({page_url('', self.experiment_id, self.run_id, 'front.csv')}) \u00b7 {said}"
+        )
+        self._log(self.run_id, metrics, [], tags)
+        self._volumes.update({(metric.key, metric.step): metric.value for metric in metrics})
+        with tempfile.TemporaryDirectory(prefix="headway-") as name:
+            folder = Path(name)
+            title = f"{self._study}: the front"
+            page = plots.pareto_html(records, self._objectives, title=title)
+            (folder / "pareto.html").write_text(page, encoding="utf-8")
+            (folder / "pareto.png").write_bytes(plots.pareto_png(records, self._objectives, title=title))
+            volumes = plots.hypervolume_png(curves, title=f"{self._study}: hypervolume")
+            (folder / "hypervolume.png").write_bytes(volumes)
+            pareto.write_front_csv(rows, folder / "front.csv")
+            pareto.write_front_json(rows, folder / "front.json")
+            self._client.log_artifacts(self.run_id, str(folder))
+        for row in rows:
+            self._mark(row)
+        self._drawn = drawn
+
+    def _mark(self, row: Mapping[str, Any]) -> None:
+        child = self._children.get(row["trial"])
+        if child is None:
+            self._upsert(self._known[row["trial"]])
+            child = self._children[row["trial"]]
+        on_front = str(row["on_front"]).lower()
+        colour = _COLOURS["baseline" if row["baseline"] else on_front]
+        tags = {"headway.front": on_front, "mlflow.runColor": colour}
+        if any(child.tags.get(name) != value for name, value in tags.items()):
+            self._log(child.run_id, [], [], tags)
+            child.tags.update(tags)

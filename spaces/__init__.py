@@ -1,0 +1,1 @@
+"""What may vary: design families as knobs (data) and patches (pure functions) of a base config."""

@@ -1,0 +1,1 @@
+"""Deformable convolutions in the head's towers."""

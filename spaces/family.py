@@ -1,0 +1,42 @@
+"""A design family: one paper's idea as knobs plus a patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from spaces.base import BaseFacts
+from spaces.knob import Condition, Knob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One folder under ``spaces/``; its ``knobs.py`` defines ``FAMILY``.
+
+    Attributes:
+        name: The folder's name.
+        title: One line of what it does.
+        paper: Title and year of the source.
+        heads: Types of dense heads it works on.
+        knobs: Gives the knobs for a base.
+        off: The family has no effect, and is dropped from a design, when any of these holds.
+        illegal: Says why a combination of its own knob values is impossible on a base, ``None`` when it is not.
+        conflicts: Families it cannot go together with, each with the reason.
+        export_limits: Export formats that it forbids, each with the reason.
+    """
+
+    name: str
+    title: str
+    paper: str
+    heads: tuple[str, ...]
+    knobs: Callable[[BaseFacts], tuple[Knob, ...]]
+    off: tuple[Condition, ...] = ()
+    illegal: Callable[[Mapping[str, Any], BaseFacts], str | None] = lambda values, base: None
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+    export_limits: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def modules(self) -> str:
+        """Import path of the family's network code."""
+        return f"spaces.{self.name}.modules"

@@ -1,0 +1,74 @@
+"""From a design to a patched config, and the proof that a built model follows it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from spaces.errors import HeadwayError, unknown
+from spaces.registry import families, patch_of
+
+
+def split(knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Groups ``{"slimhead.ratio": 0.5}`` by family: ``{"slimhead": {"ratio": 0.5}}``, in the order of the families.
+
+    Raises:
+        UserError: There is no such family.
+    """
+    grouped: dict[str, dict[str, Any]] = {name: {} for name in families()}
+    for key, value in knobs.items():
+        name, _, knob = key.partition(".")
+        if name not in grouped:
+            raise unknown("design", name, grouped)
+        grouped[name][knob] = value
+    return {name: values for name, values in grouped.items() if values}
+
+
+def apply(model: Mapping[str, Any], knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Patches the ``model`` part of a base config.
+
+    Args:
+        model: Plain nested dicts and lists; left as it is.
+        knobs: A canonical design.
+
+    Returns:
+        A new ``model`` config; an equal copy for the empty design.
+    """
+    patched: dict[str, Any] = copy.deepcopy(dict(model))
+    for name, values in split(knobs).items():
+        patched = patch_of(name)(values, patched)
+    return patched
+
+
+def add_mixin(model: dict[str, Any], mixin: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts a mixin onto the dense head: its type becomes ``ComposedHead``, which builds the base head's class with it.
+
+    Args:
+        model: A ``model`` config, changed in place.
+        mixin: ``{"type": NAME, ...}``, NAME as registered in mmdet's ``MODELS``.
+    """
+    head = model["bbox_head"]
+    if head["type"] != "ComposedHead":
+        head["base_type"], head["type"], head["mixins"] = head["type"], "ComposedHead", []
+    head["mixins"] = [*head["mixins"], dict(mixin)]
+    return model
+
+
+def imports(knobs: Mapping[str, Any]) -> list[str]:
+    """Modules that must be imported before the patched config is built (``custom_imports``)."""
+    used = list(split(knobs))
+    return ["spaces.modules", *(families()[name].modules for name in used)] if used else []
+
+
+def check_built(model: Any, knobs: Mapping[str, Any]) -> None:
+    """Asserts that a built detector follows the design.
+
+    Raises:
+        HeadwayError: A knob did not reach the network.
+    """
+    for name, values in split(knobs).items():
+        problem = importlib.import_module(families()[name].modules).mismatch(model, values)
+        if problem:
+            raise HeadwayError(f"{name}: the patched config did not take effect in the built model: {problem}.")

@@ -1,0 +1,299 @@
+"""A search space: families with their knobs, on one base."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from spaces.base import BaseFacts
+from spaces.errors import UserError, choices, unknown
+from spaces.family import Family
+from spaces.knob import Choice, Float, Integer, Knob, Subset
+from spaces.patching import split
+from spaces.registry import family as find_family
+
+Design = dict[str, Any]
+
+
+class Suggester(Protocol):
+    """What a sampler offers; Optuna's ``Trial`` fits."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Proposes one of ``choices``."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
+        """Proposes a number in [low, high]."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """Proposes a whole number in [low, high]."""
+
+
+@dataclass(frozen=True)
+class FamilySpace:
+    """One family in a space.
+
+    Attributes:
+        family: The family.
+        full: Its knobs on this base, as the paper allows them.
+        knobs: The same, narrowed by the user; proposals come from these.
+        always: The family is on in every proposal.
+    """
+
+    family: Family
+    full: tuple[Knob, ...]
+    knobs: tuple[Knob, ...]
+    always: bool = False
+
+    def canonical(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Drops the knobs without effect; empty when the family is off."""
+        active: dict[str, Any] = {}
+        for knob in self.full:
+            if knob.name in values and all(condition.holds(active) for condition in knob.active):
+                active[knob.name] = values[knob.name]
+        return {} if self._off(active) else active
+
+    def _off(self, active: Mapping[str, Any]) -> bool:
+        return any(condition.holds(active) for condition in self.family.off)
+
+    def count(self) -> tuple[float, bool]:
+        """Counts the canonical settings that can be proposed with the family on, and says whether off is among them.
+
+        Combinations that the family calls illegal are not left out.
+        """
+        conditions = [*self.family.off, *(condition for knob in self.knobs for condition in knob.active)]
+        return self._count(0, {}, {condition.knob for condition in conditions})
+
+    def _count(self, index: int, chosen: dict[str, Any], deciding: set[str]) -> tuple[float, bool]:
+        if index == len(self.knobs):
+            return (0.0, True) if self._off(chosen) else (1.0, False)
+        knob = self.knobs[index]
+        if not all(condition.holds(chosen) for condition in knob.active):
+            return self._count(index + 1, chosen, deciding)
+        values = knob.values()
+        # Knobs that no condition reads multiply the rest; a continuous one stands for its ends.
+        tried = knob.extremes() if values is None else values if knob.name in deciding else values[:1]
+        counts = [self._count(index + 1, {**chosen, knob.name: value}, deciding) for value in tried]
+        total = sum(on for on, _ in counts)
+        if values is None or knob.name not in deciding:
+            total = total and knob.size() * total
+        return total, any(off for _, off in counts)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The designs that a study may try.
+
+    Attributes:
+        base: Facts of the base.
+        families: The families that vary, sorted by name.
+    """
+
+    base: BaseFacts
+    families: tuple[FamilySpace, ...]
+
+    @property
+    def knobs(self) -> dict[str, Knob]:
+        """All narrowed knobs by ``family.knob``."""
+        return {f"{part.family.name}.{knob.name}": knob for part in self.families for knob in part.knobs}
+
+    def canonicalise(self, values: Mapping[str, Any], who: str = "design") -> Design:
+        """Checks a design and gives its canonical form: defaults filled in, knobs without effect dropped.
+
+        Two settings that differ only in a dead branch have the same canonical form; the base itself is ``{}``.
+
+        Raises:
+            UserError: An unknown family or knob, or a value that is not legal on this base.
+        """
+        known = {part.family.name: part for part in self.families}
+        design: Design = {}
+        for name in dict.fromkeys(key.partition(".")[0] for key in values):
+            if name not in known:
+                raise unknown(who, name, known)
+        for name, part in known.items():
+            given = {key.partition(".")[2]: value for key, value in values.items() if key.partition(".")[0] == name}
+            if not given:
+                continue
+            full = {knob.name: knob for knob in part.full}
+            for knob_name in given:
+                if knob_name not in full:
+                    raise unknown(f"{who}: {name}", knob_name, full)
+            filled = {knob.name: given.get(knob.name, knob.default) for knob in part.full}
+            checked = {key: full[key].check(value, f"{name}.{key}") for key, value in filled.items()}
+            canonical = part.canonical(checked)
+            reason = part.family.illegal(canonical, self.base) if canonical else None
+            if reason:
+                raise UserError(f"{who}: {name}: {reason}")
+            design.update({f"{name}.{key}": _listed(value) for key, value in canonical.items()})
+        present = split(design)
+        for name in present:
+            for other, reason in known[name].family.conflicts.items():
+                if other in present:
+                    raise UserError(f"{who}: {name} cannot go together with {other}: {reason}")
+        return design
+
+    def suggest(self, ask: Suggester) -> Design:
+        """Proposes a canonical design, asking only for the knobs that matter.
+
+        Legal by construction but for families' ``illegal`` and ``conflicts``; those raise ``UserError``.
+        """
+        values: dict[str, Any] = {}
+        for part in self.families:
+            name = part.family.name
+            if not part.always and len(self.families) > 1 and not ask.suggest_categorical(name, [True, False]):
+                continue
+            chosen: dict[str, Any] = {}
+            for knob in part.knobs:
+                if all(condition.holds(chosen) for condition in knob.active):
+                    chosen[knob.name] = _propose(knob, f"{name}.{knob.name}", ask)
+            values.update({f"{name}.{key}": value for key, value in chosen.items()})
+        return self.canonicalise(values)
+
+    def size(self) -> float:
+        """Counts the distinct designs that can be proposed, the base included where it can be.
+
+        Infinite with a continuous knob; an upper bound where families have illegal combinations or conflicts.
+        """
+        total = 1.0
+        for part in self.families:
+            settings, off = part.count()
+            total *= settings + (off or not (part.always or len(self.families) == 1))
+        return total
+
+    def corners(self, limit: int = 64) -> list[Design]:
+        """Gives distinct designs at the ends of the knobs' ranges: the families together, then each alone.
+
+        Args:
+            limit: Most designs to give.
+        """
+        alone: list[list[Design]] = []
+        for part in self.families:
+            names = [f"{part.family.name}.{knob.name}" for knob in part.knobs]
+            combos = itertools.islice(itertools.product(*(knob.extremes() for knob in part.knobs)), 4 * limit)
+            alone.append(self._distinct(dict(zip(names, combo, strict=True)) for combo in combos))
+        alone = [designs for designs in alone if designs]
+        longest = max(map(len, alone), default=0)
+        together = (
+            {key: value for designs in alone for key, value in designs[index % len(designs)].items()}
+            for index in range(longest)
+        )
+        return self._distinct(itertools.chain(together, *alone))[:limit]
+
+    def _distinct(self, settings: Iterable[Mapping[str, Any]]) -> list[Design]:
+        """Canonicalises; drops repetitions, illegal settings and the base."""
+        found: dict[str, Design] = {}
+        for values in settings:
+            try:
+                design = self.canonicalise(values)
+            except UserError:
+                continue
+            if design:
+                found.setdefault(design_hash(design), design)
+        return list(found.values())
+
+    def architecture(self, design: Mapping[str, Any]) -> Design:
+        """Keeps the knobs that change the network; designs that agree on these share cost and speed."""
+        when = {f"{part.family.name}.{knob.name}": knob.when for part in self.families for knob in part.full}
+        return {key: value for key, value in design.items() if when.get(key, "architecture") == "architecture"}
+
+    def signature(self) -> str:
+        """Hash of the space: base facts and all narrowed knobs, whatever their help texts say."""
+        knobs = {name: {**knob.to_json(), "help": ""} for name, knob in self.knobs.items()}
+        always = [part.family.name for part in self.families if part.always]
+        return design_hash({"base": vars(self.base), "knobs": knobs, "always": always})
+
+
+def build_space(families: Mapping[str, Mapping[str, Any] | None], base: BaseFacts, who: str = "space") -> Space:
+    """Builds the space of a study file's ``space`` section.
+
+    Args:
+        families: From a family's name to how its knobs are narrowed; ``{}`` or ``None`` for all of them. A knob is
+            narrowed to one value, a list of values or a mapping of bounds; ``always: true`` keeps a family on.
+        base: Facts of the base.
+        who: Name of the section in messages.
+
+    Raises:
+        UserError: An unknown family or knob, a wrong narrowing, or a family that does not work on this base.
+    """
+    parts = []
+    for name in sorted(families):
+        family = find_family(name, who)
+        if base.head not in family.heads:
+            raise UserError(
+                f"{who}.{name}: works on {choices(family.heads)}, but the base {base.detector} has {base.head}."
+            )
+        full = family.knobs(base)
+        narrowed = {knob.name: knob for knob in full}
+        always = False
+        specs = families[name] or {}
+        if not isinstance(specs, Mapping):
+            raise UserError(f"{who}.{name}: must be a mapping of knobs, but got {specs!r}.")
+        for key, spec in specs.items():
+            if key == "always":
+                if not isinstance(spec, bool):
+                    raise UserError(f"{who}.{name}.always: must be true or false, but got {spec!r}.")
+                always = spec
+            elif key in narrowed:
+                narrowed[key] = narrowed[key].narrow(spec, f"{who}.{name}.{key}")
+            else:
+                raise unknown(f"{who}.{name}", str(key), [*narrowed, "always"])
+        parts.append(FamilySpace(family, full, tuple(narrowed.values()), always))
+    if not parts:
+        raise UserError(f"{who}: must name at least one family; 'headway families' lists them.")
+    return Space(base, tuple(parts))
+
+
+def full_space(base: BaseFacts) -> Space:
+    """The space of every family that works on ``base``."""
+    from spaces.registry import families
+
+    fitting = {name: None for name, family in families().items() if base.head in family.heads}
+    if not fitting:
+        heads = sorted({head for family in families().values() for head in family.heads})
+        raise UserError(f"base: no family works on {base.head} of {base.detector}; they work on {choices(heads)}.")
+    return build_space(fitting, base)
+
+
+def design_hash(design: Mapping[str, Any]) -> str:
+    """Names a canonical design: 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(design, sort_keys=True, default=list).encode()).hexdigest()[:12]
+
+
+def _propose(knob: Knob, name: str, ask: Suggester) -> Any:
+    if isinstance(knob, Choice):
+        # Optuna keeps categories as scalars, so lists are proposed by their index.
+        if any(isinstance(choice, tuple) for choice in knob.choices):
+            labels = [json.dumps(choice) for choice in knob.choices]
+            return knob.choices[labels.index(ask.suggest_categorical(name, labels))]
+        return ask.suggest_categorical(name, list(knob.choices))
+    if isinstance(knob, Integer):
+        return ask.suggest_int(name, knob.low, knob.high)
+    if isinstance(knob, Float):
+        if knob.step is None or knob.low == knob.high:
+            return ask.suggest_float(name, knob.low, knob.high)
+        grid = knob.values() or [knob.low]
+        return round(ask.suggest_float(name, grid[0], grid[-1], step=knob.step), 10)
+    assert isinstance(knob, Subset)
+    return _propose_subset(knob, name, ask)
+
+
+def _propose_subset(knob: Subset, name: str, ask: Suggester) -> tuple[Any, ...]:
+    if knob.prefixes:
+        most = min(knob.max_size, len(knob.among))
+        return knob.among[: ask.suggest_int(f"{name}.first", knob.min_size, most)]
+    chosen: list[Any] = []
+    for index, element in enumerate(knob.among):
+        if len(knob.widest(chosen, [element])) == len(chosen):
+            continue
+        # An element that is needed to reach the least size is not a choice.
+        without = knob.widest(chosen, knob.among[index + 1 :])
+        if len(without) < knob.min_size or ask.suggest_categorical(f"{name}.{element}", [True, False]):
+            chosen.append(element)
+    return tuple(chosen)
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value

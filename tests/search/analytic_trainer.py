@@ -1,0 +1,53 @@
+"""A trainer whose accuracy and latency follow from the design in closed form: the search's own parts run for real."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from trainers.contract import TrialFailed, TrialReport
+
+
+def figures(knobs):
+    """Latency ratio and final accuracy of a design."""
+    slimmed = len(knobs.get("slimhead.levels", ())) * (1 - knobs.get("slimhead.ratio", 1.0))
+    layers = len(knobs.get("dcn.placement", ()))
+    return 1 - 0.12 * slimmed + 0.05 * layers, 0.40 - 0.03 * slimmed + 0.008 * layers
+
+
+def train(request, report):
+    """Reports like a detector; its checkpoint is a JSON file, and every trained epoch leaves a line in a log."""
+    behaviour = json.loads(os.environ.get("ANALYTIC", "{}"))
+    began = time.monotonic()
+    folder = Path(request.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ratio, accuracy = figures(request.knobs)
+
+    def send(phase, epoch, metrics, **attrs):
+        report(TrialReport(phase=phase, epoch=epoch, metrics=metrics, seconds=time.monotonic() - began, attrs=attrs))
+
+    if request.number == behaviour.get("crash"):
+        raise RuntimeError("the analytic trainer was told to crash")
+    if request.number == behaviour.get("fail"):
+        raise TrialFailed("the loss is NaN at epoch 1")
+    send("counted", 0, {"gmacs": 10 * ratio, "head_gmacs": 5 * ratio, "params_m": 2 + len(request.knobs) / 10})
+    if request.speed is not None:
+        time.sleep(behaviour.get("timing_seconds", 0))
+        send("timed", 0, {"latency_ratio": ratio, "latency_ratio_q1": ratio, "latency_ratio_q3": ratio,
+                          "reference_ms": 20.0})
+    checkpoint = folder / "checkpoint.json"
+    done = json.loads(checkpoint.read_text())["epoch"] if checkpoint.exists() else 0
+    for epoch in range(max(done, 1), request.epochs + 1):
+        if epoch > done:
+            time.sleep(behaviour.get("epoch_seconds", 0))
+            with (folder / "trained.log").open("a") as log:
+                log.write(f"{epoch}\n")
+            checkpoint.write_text(json.dumps({"epoch": epoch}))
+        died = folder / "died"
+        if request.number == behaviour.get("die") and epoch == 2 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        nan = request.number == behaviour.get("nan") and epoch == 2
+        send("epoch", epoch, {"bbox_mAP": float("nan") if nan else accuracy * epoch / request.epochs, "loss": 1 / epoch})
+    send("done", request.epochs, {})

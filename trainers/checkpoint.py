@@ -1,0 +1,105 @@
+"""Checkpoints that a kill at any moment cannot spoil, each with the report of its epoch inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainers.contract import TrialRequest
+
+_NAME = re.compile(r"epoch_(\d+)\.pth")
+KEEP = 2
+
+
+def fingerprint(request: TrialRequest) -> str:
+    """Identifies what a checkpoint was trained for.
+
+    A checkpoint of another design, schedule or seed must not be continued. Where data and folder lie, and what the
+    trial runs on, may differ: trials move between machines.
+    """
+    value = request.to_json()
+    data = value["data"]
+    kept = {key: value[key] for key in ("base", "knobs", "epochs", "batch", "lr", "weights", "backbone", "seed")}
+    kept.update(classes=data["classes"], size=data["size"])
+    return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def publish(folder: Path, epoch: int, checkpoint: Mapping[str, Any]) -> Path:
+    """Writes the checkpoint of an epoch so that it is there whole or not at all, and removes the oldest ones.
+
+    mmengine's own hook removes the old file first and writes into the new one's place, so a kill in between leaves
+    nothing to continue from.
+
+    Args:
+        folder: The trial's folder.
+        epoch: Finished epochs.
+        checkpoint: What to save; must load with ``weights_only``.
+
+    Returns:
+        Path of ``epoch_N.pth``, which is on disk when this returns.
+    """
+    path = folder / f"epoch_{epoch}.pth"
+    temporary = folder / f".epoch_{epoch}.pth.tmp"
+    with open(temporary, "wb") as file:
+        torch.save(dict(checkpoint), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync(folder)
+    for _, old in checkpoints(folder)[KEEP:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def newest(folder: Path, mark: str) -> tuple[Path, dict[str, Any]] | None:
+    """Loads the newest good checkpoint of a folder.
+
+    Args:
+        folder: The trial's folder.
+        mark: ``fingerprint`` of the request; checkpoints of anything else are passed over.
+
+    Returns:
+        Its path and content; ``None`` where there is none. Damaged files are renamed to ``.broken``, so that they
+        count for nothing again.
+    """
+    for epoch, path in checkpoints(folder):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            good = content["meta"]["epoch"] == epoch and "state_dict" in content
+        except Exception:  # torch raises whatever its unpickler met in the damaged file
+            good = False
+        if not good:
+            os.replace(path, path.with_suffix(".broken"))
+        elif content["meta"].get("fingerprint") == mark:
+            return path, content
+    return None
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Lists the epochs and files of a folder's checkpoints, newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("epoch_*.pth") if (match := _NAME.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename outlive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+

@@ -1,0 +1,160 @@
+"""The one border between search and training: a request goes in, reports come out while it runs.
+
+A trainer never learns that a scheduler exists. It calls ``report``; that call returns when the trial may go on, and
+raises ``StopTrial`` when it must end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+Phase = Literal["counted", "timed", "epoch", "done"]
+
+
+class StopTrial(BaseException):
+    """Raised by ``report`` when the trial is to end now; trainers let it pass."""
+
+
+class TrialFailed(Exception):
+    """The trial cannot give a result, for the reason in the message (a NaN loss, say)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """A data set in COCO format.
+
+    Attributes:
+        train_annotations: COCO json of the training split.
+        train_images: Folder that its file names are relative to.
+        val_annotations: COCO json of the validation split.
+        val_images: Folder that its file names are relative to.
+        classes: Class names; their order gives the labels.
+        size: Width and height in px that images are resized into, keeping their aspect ratio.
+    """
+
+    train_annotations: str
+    train_images: str
+    val_annotations: str
+    val_images: str
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRequest:
+    """How latency is measured.
+
+    Attributes:
+        size: Height and width in px of the input.
+        batch: Images a pass.
+        postprocess: Whether decoding and NMS are inside.
+        device: ``cpu`` or ``cuda``.
+        pairs: Least number of interleaved pairs.
+        seconds: Time after which no further pair is started once ``pairs`` are there.
+        lease: Path of the lock file that makes measurements exclusive on this machine, or ``None``.
+    """
+
+    size: tuple[int, int]
+    batch: int = 1
+    postprocess: bool = True
+    device: str = "cpu"
+    pairs: int = 7
+    seconds: float = 6.0
+    lease: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRequest:
+    """One trial, as plain data that survives JSON.
+
+    Attributes:
+        number: The trial's number; 0 is the baseline.
+        base: ``mmdet::path/in/configs.py`` or the path of a config file.
+        knobs: Canonical design, ``{"slimhead.levels": [0], ...}``; empty for the baseline.
+        data: The data set.
+        folder: Absolute path of the trial's own folder: config, checkpoints, log.
+        epochs: Epochs of a trial that is never stopped.
+        batch: Images a training step, ``None`` for the base config's.
+        lr: Learning rate, ``None`` for the base config's, scaled to the batch where the base says how.
+        weights: ``scratch`` or the path of a checkpoint.
+        backbone: ``auto``, ``none`` or a path: where the backbone's pretrained weights come from.
+        seed: Seeds weights, data order and augmentation.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads of this trial.
+        workers: Data loader processes.
+        speed: ``None`` when the latency of this architecture is known already.
+        count_size: Height and width in px for which MACs are counted.
+    """
+
+    number: int
+    base: str
+    knobs: Mapping[str, Any]
+    data: DataRequest
+    folder: str
+    epochs: int
+    batch: int | None = None
+    lr: float | None = None
+    weights: str = "scratch"
+    backbone: str = "auto"
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    workers: int = 0
+    speed: SpeedRequest | None = None
+    count_size: tuple[int, int] = (800, 1344)
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives the request as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TrialRequest:
+        """Reads what ``to_json`` wrote, also after a trip through JSON text."""
+        data = dict(value["data"])
+        data["classes"], data["size"] = tuple(data["classes"]), tuple(data["size"])
+        speed = value["speed"]
+        if speed is not None:
+            speed = SpeedRequest(**{**speed, "size": tuple(speed["size"])})
+        rest = {**value, "data": DataRequest(**data), "speed": speed, "count_size": tuple(value["count_size"])}
+        return cls(**rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialReport:
+    """One message of a running trial.
+
+    Attributes:
+        phase: ``counted`` (MACs and parameters), ``timed`` (latency; absent when the request has no ``speed``),
+            ``epoch`` (after each epoch's validation, its checkpoint being on disk), ``done`` (the last one).
+        epoch: Finished epochs, 0 before the first.
+        metrics: Figures that are new in this message, by the names of ``TrialRecord.metrics``.
+        seconds: Wall time of this start of the trial so far.
+        attrs: Anything else worth keeping; JSON types.
+    """
+
+    phase: Phase
+    epoch: int
+    metrics: Mapping[str, float]
+    seconds: float = 0.0
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+Report = Callable[[TrialReport], None]
+
+
+class Trainer(Protocol):
+    """Runs one trial to its end, from its newest checkpoint where there is one.
+
+    After a restart the trainer reports ``counted`` and ``timed`` again only if asked to time, and repeats the
+    ``epoch`` report of the checkpoint it continues from, so that a decision that died with the driver is made again.
+    """
+
+    def __call__(self, request: TrialRequest, report: Report) -> None:
+        """Runs the trial.
+
+        Raises:
+            TrialFailed: The trial cannot give a result; the message says why.
+            StopTrial: ``report`` raised it.
+        """

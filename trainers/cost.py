@@ -1,0 +1,327 @@
+"""What a detector costs: multiply-adds, parameters and activations, by part and by pyramid level."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmcv.ops import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2d, ModulatedDeformConv2dPack
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+from spaces.errors import HeadwayError, UserError
+
+PROPOSALS = 1000
+_PARTS = {"bbox_head": "head", "rpn_head": "rpn"}
+_NOT_HEAD = ("backbone", "neck")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The cost of one image, in units of one.
+
+    Attributes:
+        macs: Multiply-adds of convolutions (plain, transposed, deformable), linear layers and other products of
+            matrices; biases and norms excluded.
+        macs_parts: The same by part: ``backbone``, ``neck``, ``head``; ``rpn`` and ``roi_head`` of two-stage detectors.
+        macs_levels: Multiply-adds of the dense head (of the RPN in a two-stage detector) by the pyramid level that
+            they are spent on, named by stride: ``P3`` is stride 8. Sums up to the head's; what depends on several
+            levels at once is under ``mixed``.
+        params: Parameters, frozen ones included.
+        params_parts: The same by part.
+        activations: Elements that the counted layers write.
+    """
+
+    macs: int
+    macs_parts: Mapping[str, int]
+    macs_levels: Mapping[str, int]
+    params: int
+    params_parts: Mapping[str, int]
+    activations: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives the ``macs`` and ``params`` of ``headway profile --json``."""
+        return {
+            "macs": {"total": self.macs, "parts": dict(self.macs_parts), "levels": dict(self.macs_levels)},
+            "params": {"total": self.params, "parts": dict(self.params_parts)},
+        }
+
+    def to_metrics(self) -> dict[str, float]:
+        """Gives ``gmacs``, ``head_gmacs`` (all but backbone and neck), ``params_m`` and ``activations_m``."""
+        head = sum(macs for part, macs in self.macs_parts.items() if part not in _NOT_HEAD)
+        return {
+            "gmacs": self.macs / 1e9,
+            "head_gmacs": head / 1e9,
+            "params_m": self.params / 1e6,
+            "activations_m": self.activations / 1e6,
+        }
+
+
+def count(model: nn.Module, size: tuple[int, int]) -> Cost:
+    """Counts one forward pass of a built mmdet detector, without decoding and NMS.
+
+    The pass runs on a copy without data (the meta device); ``model`` stays as it is. Operators that need data make it
+    run once more on a copy with zeros as input; deformable convolutions are never computed in either.
+
+    Args:
+        model: A one-stage detector with a dense head, or a two-stage one, whose box head is counted for 1,000
+            proposals.
+        size: Height and width of the input in px, padding included.
+
+    Raises:
+        UserError: The size is too small, or the detector is of a kind that cannot be counted yet.
+        HeadwayError: The forward pass failed.
+    """
+    if len(size) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 32 for side in size):
+        raise UserError(f"size: must be a height and a width of 32 px or more each, but got {size!r}.")
+    _refuse(model)
+    try:
+        tally = _tally(_copy(model, meta=True), size, torch.device("meta"))
+    except Exception:  # Whatever an operator without a meta form raises.
+        try:
+            tally = _tally(_copy(model, meta=False), size, next(model.parameters()).device)
+        except Exception as error:
+            height, width = size
+            raise HeadwayError(
+                f"cost: the forward pass of {type(model).__name__} at {height}x{width} failed: {error}"
+            ) from error
+    params_parts = _params(model)
+    return Cost(
+        macs=sum(tally.parts.values()),
+        macs_parts={part: tally.parts[part] for part in params_parts | tally.parts},
+        macs_levels=dict(tally.levels),
+        params=sum(params_parts.values()),
+        params_parts=params_parts,
+        activations=tally.activations,
+    )
+
+
+def _refuse(model: nn.Module) -> None:
+    name = type(model).__name__
+    dense = getattr(model, "rpn_head", None) or getattr(model, "bbox_head", None)
+    if not hasattr(model, "extract_feat") or not isinstance(dense, BaseDenseHead):
+        raise UserError(f"model: must be a detector with a dense head or an RPN, but {name} cannot be profiled yet.")
+    roi_head = getattr(model, "roi_head", None)
+    if roi_head is not None and not isinstance(roi_head, (StandardRoIHead, CascadeRoIHead)):
+        raise UserError(f"model: {name} cannot be profiled yet, because of its {type(roi_head).__name__}.")
+    if getattr(model, "mask_head", None) is not None or getattr(roi_head, "with_mask", False):
+        raise UserError(f"model: {name} cannot be profiled yet, because of its mask head.")
+
+
+# Counting
+
+
+class _Tally(TorchFunctionMode):
+    """Sums up the convolutions, linear layers and products of matrices that run while it is active.
+
+    Every tensor computed from a level of the pyramid carries that level, whatever its size. Hence shared towers and
+    maps that were shrunk on the way are put down to the right one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: Counter[str] = Counter()
+        self.levels: Counter[str] = Counter()
+        self.activations = 0
+        self.part = "other"
+        self.by_level = False
+        self._handlers: dict[Any, Callable[..., int]] = {F.linear: _linear}
+        for dimension in "123":
+            self._handlers[getattr(torch, f"conv{dimension}d")] = _convolution
+            self._handlers[getattr(torch, f"conv_transpose{dimension}d")] = _transposed
+        # Dynamic and sparse convolutions are written as products of matrices (TOOD's decomposition is one).
+        for name in ("mm", "bmm", "matmul", "__matmul__", "addmm", "baddbmm"):
+            for owner in (torch, Tensor):
+                if hasattr(owner, name):
+                    self._handlers[getattr(owner, name)] = _added_product if "add" in name else _product
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        levels: frozenset[str] = frozenset().union(*(_levels(tensor) for tensor in _tensors((*args, *kwargs.values()))))
+        if levels:
+            for tensor in _tensors((out,)):
+                _mark(tensor, levels | _levels(tensor))
+        if func in self._handlers:
+            self.add(self._handlers[func](out, *args, **kwargs), out, levels)
+        return out
+
+    def add(self, macs: int, out: Tensor, levels: frozenset[str]) -> None:
+        """Puts down one layer that wrote ``out``."""
+        self.parts[self.part] += macs
+        self.activations += out.numel()
+        if self.by_level:
+            self.levels[next(iter(levels)) if len(levels) == 1 else "mixed"] += macs
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        """Puts what runs inside down to ``part``."""
+        outer, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = outer
+
+
+def _convolution(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    # (O, I / groups, kernel...): every output element takes I / groups * kernel multiply-adds.
+    return out.numel() * weight[0].numel()
+
+
+def _transposed(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    # (I, O / groups, kernel...): every input element is spread over O / groups * kernel outputs.
+    return input.numel() * weight[0].numel()
+
+
+def _linear(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    return out.numel() * weight.shape[-1]
+
+
+def _product(out: Tensor, input: Tensor, other: Tensor, *_: Any, **__: Any) -> int:
+    return out.numel() * input.shape[-1]
+
+
+def _added_product(out: Tensor, input: Tensor, left: Tensor, right: Tensor, *_: Any, **__: Any) -> int:
+    return out.numel() * left.shape[-1]
+
+
+def _mark(tensor: Tensor, levels: frozenset[str]) -> None:
+    tensor._headway_levels = levels  # type: ignore[attr-defined]
+
+
+def _levels(tensor: Tensor) -> frozenset[str]:
+    found: frozenset[str] = getattr(tensor, "_headway_levels", frozenset())
+    return found
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+# Running
+
+
+def _copy(model: nn.Module, meta: bool) -> nn.Module:
+    """Copies the model for one forward pass, without the data of its tensors where ``meta`` is set."""
+    memo: dict[int, Any] = {}
+    for module in model.modules() if meta else ():
+        own = (*vars(module).values(), *module._parameters.values(), *module._buffers.values())
+        for tensor in own:
+            if isinstance(tensor, nn.Parameter):
+                memo[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
+            elif isinstance(tensor, Tensor):
+                memo[id(tensor)] = tensor.detach().to("meta")
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()
+    return twin.eval()
+
+
+@torch.no_grad()
+def _tally(model: Any, size: tuple[int, int], device: torch.device) -> _Tally:
+    tally = _Tally()
+    for name, child in model.named_children():
+        _wrap(child, tally, _PARTS.get(name, name))
+    for module in model.modules():
+        if isinstance(module, (DeformConv2d, ModulatedDeformConv2d)):
+            module.forward = _shape_only(module, tally)
+    first = next((module for module in model.backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    image = torch.zeros(1, first.in_channels if first else 3, *size, device=device)
+    with tally:
+        features = model.extract_feat(image)
+        dense = getattr(model, "rpn_head", None) or model.bbox_head
+        for name, feature in zip(_names(dense, features, size), features, strict=True):
+            _mark(feature, frozenset({name}))
+            tally.levels[name] = 0
+        tally.by_level = True
+        dense(features)
+        tally.by_level = False
+        if getattr(model, "roi_head", None) is not None:
+            with tally.within("roi_head"):
+                _run_roi_head(model.roi_head, features)
+    return tally
+
+
+def _wrap(module: nn.Module, tally: _Tally, part: str) -> None:
+    forward = module.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with tally.within(part):
+            return forward(*args, **kwargs)
+
+    module.forward = counted
+
+
+def _shape_only(module: Any, tally: _Tally) -> Callable[..., Tensor]:
+    """Gives a forward of a deformable convolution that runs its offset convolution and counts the rest."""
+    packed = isinstance(module, (DeformConv2dPack, ModulatedDeformConv2dPack))
+
+    def forward(x: Tensor, *_: Any) -> Tensor:
+        if packed:
+            module.conv_offset(x)
+        settings = zip(module.stride, module.padding, module.dilation, module.weight.shape[2:], strict=True)
+        shape = [
+            (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for side, (stride, padding, dilation, kernel) in zip(x.shape[2:], settings, strict=True)
+        ]
+        out = x.new_zeros(x.shape[0], module.weight.shape[0], *shape)
+        tally.add(_convolution(out, x, module.weight), out, _levels(x))
+        return out
+
+    return forward
+
+
+def _names(head: nn.Module, features: tuple[Tensor, ...], size: tuple[int, int]) -> list[str]:
+    strides = getattr(getattr(head, "prior_generator", None), "strides", None)
+    if strides is None or len(strides) != len(features):
+        strides = [max(size) / max(feature.shape[2:]) for feature in features]
+    widths = [stride[0] if isinstance(stride, (list, tuple)) else stride for stride in strides]
+    return [f"P{round(math.log2(width))}" for width in widths]
+
+
+def _run_roi_head(roi_head: Any, features: tuple[Tensor, ...]) -> None:
+    rois = features[0].new_zeros(PROPOSALS, 5)
+    if isinstance(roi_head, CascadeRoIHead):
+        for stage in range(roi_head.num_stages):
+            _pool_shape_only(roi_head.bbox_roi_extractor[stage])
+            roi_head._bbox_forward(stage, features, rois)
+    else:
+        _pool_shape_only(roi_head.bbox_roi_extractor)
+        roi_head._bbox_forward(features, rois)
+
+
+def _pool_shape_only(extractor: Any) -> None:
+    """Replaces RoI pooling, which counts nothing and needs data."""
+    output = extractor.roi_layers[0].output_size
+    height, width = output if isinstance(output, (list, tuple)) else (output, output)
+
+    def forward(features: tuple[Tensor, ...], rois: Tensor, *_: Any, **__: Any) -> Tensor:
+        return features[0].new_zeros(len(rois), extractor.out_channels, height, width)
+
+    extractor.forward = forward
+
+
+def _params(model: nn.Module) -> dict[str, int]:
+    """Counts each parameter once, under the first part that has it."""
+    seen: set[int] = set()
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            child = name.partition(".")[0] if "." in name else "other"
+            parts[_PARTS.get(child, child)] += parameter.numel()
+    return dict(parts)

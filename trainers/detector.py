@@ -1,0 +1,245 @@
+"""The mmdet trainer: builds, counts, times and trains one design."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from spaces import patching
+from spaces.errors import HeadwayError
+from trainers import checkpoint
+from trainers.config import DataFacts, read_facts, trial_config
+from trainers.contract import Report, TrialFailed, TrialReport, TrialRequest
+from trainers.means import PeakMemory, settle
+
+_VERSIONS = ("torch", "onedl-mmdetection", "onedl-mmcv", "onedl-mmengine", "mmdet", "mmcv", "mmengine", "pycocotools")
+
+
+def train(request: TrialRequest, report: Report) -> None:
+    """Runs one trial, from its newest good checkpoint where there is one.
+
+    Reports ``counted``, ``timed`` (when asked for) and one ``epoch`` after each epoch's validation, its checkpoint
+    being on disk, then ``done``. A continued trial reports ``counted`` and ``timed`` only when asked to time, and the
+    epoch of its checkpoint again. May be called in any thread.
+
+    Args:
+        request: The trial.
+        report: Takes the messages; may raise ``StopTrial``.
+
+    Raises:
+        TrialFailed: The loss is no number any more, or the design cannot be built or run.
+        UserError: The base, the data or the weights cannot be used.
+        StopTrial: ``report`` raised it.
+    """
+    _Trial(request, report).run()
+
+
+def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
+    """Builds the detector of a trial's config and initialises its weights from the seed.
+
+    Args:
+        config: What ``trial_config`` gave.
+        seed: Of the weights.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        The detector, in training mode.
+    """
+    import mmdet.models  # noqa: F401  (registers the detectors)
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+    from mmengine.utils import import_modules_from_strings
+
+    from trainers.loop import seed_all
+
+    init_default_scope("mmdet")
+    import_modules_from_strings(**config.get("custom_imports", {"imports": []}))
+    seed_all(seed)
+    model = MODELS.build(config["model"])
+    model.init_weights()
+    return model.to(device)
+
+
+class _Trial:
+    """One start of a trial."""
+
+    def __init__(self, request: TrialRequest, report: Report) -> None:
+        self._request = request
+        self._send = report
+        self._begin = time.monotonic()
+        self._folder = Path(request.folder)
+        self._copied: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Counts, times, trains."""
+        request = self._request
+        settle(request.threads)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        mark = checkpoint.fingerprint(request)
+        found = checkpoint.newest(self._folder, mark)
+        facts = read_facts(request.data)
+        config = trial_config(request, facts)
+        checkpoint.write_text(self._folder / "config.py", config.pretty_text)
+
+        model = None
+        if found is None or request.speed is not None:
+            base = self._base(facts)
+            model = self._build(config)
+            self._start_weights(base, model)
+            self._count(model, config)
+            if request.speed is not None:
+                self._time(model, base)
+            del base
+        if found is not None:
+            path, content = found
+            meta = content["meta"]
+            self._report("epoch", meta["epoch"], meta["metrics"], {**meta["attrs"], "resumed": True})
+            if meta["epoch"] >= request.epochs:
+                self._done(path, meta["train_seconds"], meta["val_seconds"])
+                return
+        self._train(config, model or self._build(config), found[1] if found else None, mark)
+
+    def _base(self, facts: DataFacts) -> Any:
+        """The base detector with its initial weights."""
+        return build_model(
+            trial_config(replace(self._request, knobs={}), facts), self._request.seed, self._request.device
+        )
+
+    def _build(self, config: Config) -> Any:
+        """The design's detector, proved to be the design's."""
+        try:
+            model = build_model(config, self._request.seed, self._request.device)
+        except HeadwayError:
+            raise
+        except Exception as error:
+            raise TrialFailed(f"the detector cannot be built: {type(error).__name__}: {error}") from error
+        patching.check_built(model, self._request.knobs)
+        return model
+
+    def _start_weights(self, base: Any, model: Any) -> None:
+        """Gives a detector the weights that all trials of the study start from."""
+        from trainers.weights import copy_matching, read_weights
+
+        self._copied["copied_from_base"] = copy_matching(base.state_dict(), model)
+        if self._request.weights != "scratch":
+            weights = read_weights(self._request.weights)
+            self._copied["copied_from_weights"] = copy_matching(weights, model)
+            # The base is timed, never trained; the share tells a warm start that fits nothing from one that does.
+            if not self._copied["copied_from_weights"]:
+                raise TrialFailed(f"no weight of {self._request.weights} fits the design by name and shape.")
+
+    def _count(self, model: Any, config: Config) -> None:
+        from trainers import cost
+
+        counted = cost.count(model, size=self._request.count_size)
+        attrs = {
+            **self._copied,
+            "backbone": config["headway"]["backbone"],
+            "count_size": list(self._request.count_size),
+            "cost": counted.to_json(),
+            "versions": _versions(),
+            "device": _device(self._request.device),
+            "seed": self._request.seed,
+        }
+        self._report("counted", 0, counted.to_metrics(), attrs)
+
+    def _time(self, model: Any, base: Any) -> None:
+        from trainers import speed
+
+        asked = self._request.speed
+        assert asked is not None
+        baseline = not self._request.knobs
+        latency = speed.measure(
+            model.to(asked.device),
+            base.to(asked.device),
+            speed.make_inputs(asked.size, asked.batch),
+            pairs=asked.pairs,
+            seconds=asked.seconds,
+            device=asked.device,
+            postprocess=asked.postprocess,
+            lease=asked.lease,
+        )
+        model.to(self._request.device)
+        ratios = {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
+        if baseline:
+            # The base against a second build of itself: its ratio is 1 by definition, and what was measured tells how
+            # far two equal detectors lie apart on this machine.
+            metrics = {name: 1.0 for name in ratios}
+            metrics.update({name.replace("latency", "aa"): value for name, value in ratios.items()})
+        else:
+            metrics = dict(ratios)
+        metrics.update(
+            latency_pairs=float(latency.pairs),
+            reference_ms=latency.baseline_ms,
+            measured_ms=latency.candidate_ms,
+        )
+        attrs = {"speed_device": _device(asked.device), "speed_threads": self._request.threads}
+        self._report("timed", 0, metrics, attrs)
+
+    def _train(self, config: Config, model: Any, resume: Mapping[str, Any] | None, mark: str) -> None:
+        from trainers.loop import EpochEnd, TrialRunner, hooks_of, quiet_coco, seed_all
+
+        request = self._request
+        quiet_coco()
+        peak = PeakMemory(request.device)
+        seed_all(request.seed)
+        runner = TrialRunner(config, model, resume)
+        meta = resume["meta"] if resume else {"train_seconds": 0.0, "val_seconds": 0.0}
+        end = EpochEnd(
+            folder=self._folder,
+            mark=mark,
+            earlier=(meta["train_seconds"], meta["val_seconds"]),
+            report=lambda epoch, metrics, attrs: self._report("epoch", epoch, metrics, attrs),
+            peak_mb=peak.megabytes,
+        )
+        try:
+            for hook in hooks_of(request.seed, end):
+                runner.register_hook(hook)
+            try:
+                runner.train()
+            except (TrialFailed, HeadwayError):
+                raise
+            except Exception as error:
+                where = f"epoch {runner.epoch + 1}"
+                raise TrialFailed(f"training broke in {where}: {type(error).__name__}: {error}") from error
+        finally:
+            runner.close()
+        self._done(checkpoint.checkpoints(self._folder)[0][1], end.train_seconds, end.val_seconds)
+
+    def _done(self, path: Path, train_seconds: float, val_seconds: float) -> None:
+        attrs = {"checkpoint": str(path), "train_seconds": train_seconds, "val_seconds": val_seconds}
+        self._report("done", self._request.epochs, {}, attrs)
+
+    def _report(self, phase: Any, epoch: int, metrics: Mapping[str, float], attrs: Mapping[str, Any]) -> None:
+        seconds = time.monotonic() - self._begin
+        self._send(TrialReport(phase=phase, epoch=epoch, metrics=dict(metrics), seconds=seconds, attrs=dict(attrs)))
+
+
+def _device(device: str) -> str:
+    """Names a device."""
+    if device == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

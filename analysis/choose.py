@@ -142,9 +142,7 @@ def _extreme(members: Sequence[TrialRecord], objective: Objective) -> TrialRecor
     return min(members, key=lambda trial: (sign * trial.metrics[objective.metric], trial.number))
 
 
-def _scaled(
-    trial: TrialRecord, members: Sequence[TrialRecord], objectives: Sequence[Objective]
-) -> list[float]:
+def _scaled(trial: TrialRecord, members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[float]:
     result = []
     for objective in objectives:
         column = [member.metrics[objective.metric] for member in members]

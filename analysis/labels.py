@@ -18,9 +18,9 @@ class _Wording:
 
 _WORDINGS = {
     "latency_ms": _Wording("latency", "ms", 1, 1),
-    "latency_ratio": _Wording("latency to the baseline", "x", 1, 3),
-    "latency_ratio_q1": _Wording("latency to the baseline, lower quartile", "x", 1, 3),
-    "latency_ratio_q3": _Wording("latency to the baseline, upper quartile", "x", 1, 3),
+    "latency_ratio": _Wording("latency ratio", "x", 1, 3),
+    "latency_ratio_q1": _Wording("its lower quartile", "x", 1, 3),
+    "latency_ratio_q3": _Wording("its upper quartile", "x", 1, 3),
     "gmacs": _Wording("multiply-adds", "G", 1, 2),
     "head_gmacs": _Wording("multiply-adds of the head", "G", 1, 2),
     "params_m": _Wording("parameters", "M", 1, 2),

@@ -112,9 +112,7 @@ def reference_point(
     return None if baseline is None else default_reference(baseline, objectives)
 
 
-def hypervolume(
-    trials: Iterable[TrialRecord], objectives: Sequence[Objective], reference: Sequence[float]
-) -> float:
+def hypervolume(trials: Iterable[TrialRecord], objectives: Sequence[Objective], reference: Sequence[float]) -> float:
     """Measures the space that the trials dominate up to ``reference``, in the product of the objectives' units.
 
     Trials that are not points, duplicates, and points beyond the reference add nothing; without points it is 0.

@@ -30,6 +30,7 @@ from analysis.view import View, missing, view_of
 BLUE, VERMILION, GREY, INK = "#0072B2", "#D55E00", "#9A9A9A", "#222222"
 SHADE = "#F3E3DA"
 _MOST_NAMED = 12  # designs that the picture spells out
+_UNUSED = ["lasso2d", "select2d"]
 _LINES = 36  # of text beside the picture
 
 
@@ -77,6 +78,7 @@ def pareto_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
     if said is not None:
         place = {"x": 0.5, "y": 0.9, "xref": "paper", "yref": "paper", "showarrow": False}
         page.add_annotation(text=said.replace("\n", "<br>"), font={"size": 22, "color": INK}, **place)
+    right_is_good = view.x is not None and view.x.maximize
     page.update_layout(
         title={
             "text": f"{html.escape(title)}<br><span style='font-size:16px;color:#555'>{html.escape(view.note)}</span>",
@@ -85,20 +87,30 @@ def pareto_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
         },
         font={"size": 18, "color": INK, "family": "Helvetica, Arial, DejaVu Sans, sans-serif"},
         template="plotly_white",
-        hoverlabel={"align": "left", "font": {"size": 16}, "bgcolor": "white", "bordercolor": GREY},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
-        margin={"l": 90, "r": 40, "t": 120, "b": 80},
+        hoverlabel={"align": "left", "font": {"size": 16, "color": INK}, "bgcolor": "white", "bordercolor": GREY},
+        # Nothing can lie in the corner of the ideal point, outside the front.
+        legend={
+            "x": 0.99 if right_is_good else 0.01,
+            "xanchor": "right" if right_is_good else "left",
+            "y": 0.99 if view.y.maximize else 0.01,
+            "yanchor": "top" if view.y.maximize else "bottom",
+            "bgcolor": "rgba(255,255,255,0.85)",
+            "itemsizing": "trace",
+        },
+        margin={"l": 90, "r": 40, "t": 100, "b": 80},
         hovermode="closest",
         hoverdistance=30,
     )
     shown = bool(view.members)
     page.update_xaxes(title=view.xlabel, range=view.xlim, zeroline=False, showticklabels=shown, automargin=True)
     page.update_yaxes(title=view.ylabel, range=view.ylim, zeroline=False, showticklabels=shown, automargin=True)
+    # plotly's own "share" button would upload the study to its makers' cloud.
+    buttons = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": "", "modeBarButtonsToRemove": _UNUSED}
     body = page.to_html(
         full_html=False,
         include_plotlyjs=True,
         default_height="100%",
-        config={"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]},
+        config={**buttons, "responsive": True},
     )
     style = "html,body{height:100%;margin:0;background:white}body>div{height:100%;min-height:480px}"
     return (
@@ -172,10 +184,8 @@ def _hover(trial: TrialRecord, objectives: Sequence[Objective], baseline: TrialR
         lines.append("against the baseline: " + ", ".join(_against(trial, baseline, o) for o in objectives))
     lines += [f"<i>{html.escape(name)}</i> = {html.escape(knob_value(value))}" for name, value in trial.knobs.items()]
     shown = {objective.metric for objective in objectives}
-    rest = [html.escape(figure(name, trial.metrics[name])) for name in sorted(trial.metrics) if name not in shown]
-    # Three figures a line keep the box within a laptop's screen.
-    lines += [", ".join(rest[start : start + 3]) for start in range(0, len(rest), 3)]
-    return "<br>".join(lines)
+    rest = ", ".join(figure(name, trial.metrics[name]) for name in sorted(trial.metrics) if name not in shown)
+    return "<br>".join([*lines, *(html.escape(line) for line in textwrap.wrap(rest, 56))])
 
 
 def _against(trial: TrialRecord, baseline: TrialRecord, objective: Objective) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from analysis.record import TrialRecord, TrialState
 from search.conductor import Conductor
 from search.folder import claimed, write_study
 from search.progress import Progress
+from search.resources import divide
 from search.store import Store
 from search.study import Study
 from spaces.base import facts
@@ -36,13 +37,11 @@ class Outcome:
         records: All trials.
         finished: Whether the budget is spent or the space exhausted; else it was interrupted.
         note: Why it ended before ``budget.trials``, if it did.
-        page: Link to the plot for ``headway ui``.
     """
 
     records: Sequence[TrialRecord]
     finished: bool
     note: str | None
-    page: str
 
 
 def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
@@ -75,7 +74,14 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
     return data, report, space
 
 
-def run(study: Study, root: Path, *, address: str | None = None, extend: bool = False) -> Outcome:
+def run(
+    study: Study,
+    root: Path,
+    *,
+    address: str | None = None,
+    extend: bool = False,
+    trainer: str = "trainers.detector:train",
+) -> Outcome:
     """Starts a study or continues it.
 
     Args:
@@ -83,20 +89,21 @@ def run(study: Study, root: Path, *, address: str | None = None, extend: bool = 
         root: Folder of all studies.
         address: A Ray cluster, ``None`` for this machine.
         extend: The budget may have grown since the last start.
+        trainer: ``module:function`` of the trials' trainer.
 
     Raises:
         UserError: The input is wrong; nothing is left behind.
         HeadwayError: The baseline failed.
     """
     from search import ray_adapter
-    from search.tracking import Tracker, default_uri, page_url
+    from search.tracking import Tracker, default_uri
 
     folder = root / study.name
     data, report, space = prepare(study)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
         ray_adapter.connect(address)
-        share = ray_adapter.resources(study.resources.cpus, study.resources.gpus, study.resources.concurrent)
+        share = divide(study.resources, *ray_adapter.capacity())
         store = Store.create(folder, study, extend=extend)
         records = store.records()
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
@@ -117,8 +124,8 @@ def run(study: Study, root: Path, *, address: str | None = None, extend: bool = 
             store,
             folder=folder,
             data=data,
-            device="cuda" if share.gpus else "cpu",
-            speed_device=_speed_device(study, share.gpus),
+            device=share.device,
+            speed_device=share.device if study.speed.device == "auto" else study.speed.device,
             threads=share.cpus,
             concurrent=share.concurrent,
             listeners=(tracker.trial, progress, plots),
@@ -126,7 +133,7 @@ def run(study: Study, root: Path, *, address: str | None = None, extend: bool = 
         for line in report.summary():
             progress.say(line)
         progress.say(_plan_line(study, space, share.concurrent))
-        ray_adapter.run(conductor, share, folder / "ray")
+        ray_adapter.run(conductor, share, folder / "ray", trainer)
         records = store.records()
         finished = all(record.state.finished for record in records)
         tracker.reconcile(records)
@@ -144,28 +151,24 @@ def run(study: Study, root: Path, *, address: str | None = None, extend: bool = 
             note = "every design of the space that could be found was tried"
         elif conductor.out_of_time:
             note = f"the {study.budget.hours:g} hours of the budget are spent"
-        return Outcome(records, finished, note, page_url(folder, study.tracking.uri))
+        return Outcome(records, finished, note)
 
 
 class _Throttled:
     """A listener that acts on ended trials, at most every few seconds."""
 
-    def __init__(self, act: object) -> None:
+    def __init__(self, act: Callable[[], None]) -> None:
         self._act = act
         self._last = -_PLOT_SECONDS
 
     def __call__(self, record: TrialRecord) -> None:
         if record.state.finished and time.monotonic() - self._last >= _PLOT_SECONDS:
-            self._act()  # type: ignore[operator]
+            self._act()
             self._last = time.monotonic()
 
 
 def _counts(record: TrialRecord) -> bool:
     return record.state.finished and record.state is not TrialState.INFEASIBLE
-
-
-def _speed_device(study: Study, gpus: int) -> str:
-    return ("cuda" if gpus else "cpu") if study.speed.device == "auto" else study.speed.device
 
 
 def _plan_line(study: Study, space: Space, concurrent: int) -> str:

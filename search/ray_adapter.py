@@ -14,7 +14,7 @@ import os
 import shutil
 import traceback
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ray.tune.schedulers import FIFOScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from search.conductor import Conductor, Pause  # noqa: E402
+from search.resources import Resources  # noqa: E402
 from spaces.errors import UserError  # noqa: E402
 from trainers.contract import TrialFailed, TrialReport, TrialRequest  # noqa: E402
 
@@ -40,15 +41,6 @@ _MESSAGE = "message"
 
 # Tune pickles searcher and scheduler; both find the one live conductor here.
 _conductors: dict[str, _Desk] = {}
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial gets, and how many run side by side."""
-
-    cpus: int
-    gpus: int
-    concurrent: int
 
 
 def connect(address: str | None) -> None:
@@ -76,23 +68,10 @@ def connect(address: str | None) -> None:
             raise UserError(f"--address: must be a running Ray cluster, but {address} gives: {first}") from error
 
 
-def resources(cpus: int | str, gpus: int | str, concurrent: int | str) -> Resources:
-    """Resolves the study file's ``resources`` on the connected machine or cluster.
-
-    ``auto``: one GPU a trial where there is any, an equal share of the CPUs with it; without GPUs one CPU a trial.
-
-    Raises:
-        UserError: One trial asks for more than there is.
-    """
+def capacity() -> tuple[int, int]:
+    """All CPUs and GPUs of the connected machine or cluster."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    all_cpus, all_gpus = int(have.get("CPU", 1)), int(have.get("GPU", 0))
-    gpu = (1 if all_gpus else 0) if gpus == "auto" else int(gpus)
-    cpu = (max(1, all_cpus // all_gpus) if gpu and all_gpus else 1) if cpus == "auto" else int(cpus)
-    for name, asked, there in (("cpus", cpu, all_cpus), ("gpus", gpu, all_gpus)):
-        if asked > there:
-            raise UserError(f"resources.{name}: must be at most {there} here, but a trial asks for {asked}.")
-    fit = min(all_cpus // cpu, all_gpus // gpu if gpu else all_cpus)
-    return Resources(cpu, gpu, fit if concurrent == "auto" else min(fit, int(concurrent)))
+    return int(have.get("CPU", 1)), int(have.get("GPU", 0))
 
 
 def run(conductor: Conductor, share: Resources, folder: Path, trainer: str = "trainers.detector:train") -> None:

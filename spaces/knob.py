@@ -195,7 +195,9 @@ class Float(Knob):
         if self.step is None:
             return None
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return [round(self.low + index * self.step, 10) for index in range(count)]
+        # Rounded for the eye (0.15, not 0.15000000000000002), but never across a bound.
+        grid = (round(self.low + index * self.step, 10) for index in range(count))
+        return [min(max(value, self.low), self.high) for value in grid]
 
     def extremes(self) -> tuple[Any, ...]:
         return (self.low,) if self.low == self.high else (self.low, self.high)

@@ -272,10 +272,11 @@ def _propose(knob: Knob, name: str, ask: Suggester) -> Any:
     if isinstance(knob, Integer):
         return ask.suggest_int(name, knob.low, knob.high)
     if isinstance(knob, Float):
-        if knob.step is None or knob.low == knob.high:
-            return ask.suggest_float(name, knob.low, knob.high)
-        grid = knob.values() or [knob.low]
-        return round(ask.suggest_float(name, grid[0], grid[-1], step=knob.step), 10)
+        grid = knob.values()
+        if grid is None or knob.step is None or len(grid) == 1:
+            return ask.suggest_float(name, knob.low, grid[-1] if grid else knob.high)
+        proposed = ask.suggest_float(name, grid[0], grid[-1], step=knob.step)
+        return min(grid, key=lambda value: abs(value - proposed))
     assert isinstance(knob, Subset)
     return _propose_subset(knob, name, ask)
 

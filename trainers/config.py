@@ -216,13 +216,7 @@ def _data(request: TrialRequest, base: Config, facts: DataFacts, batch: int) -> 
     # Boxes are needed in validation as well: without them mmdet's `rescale` has no ground truth, and `ignore` no flags.
     load = {"type": "LoadAnnotations", "with_bbox": True, **({"with_mask": True} if mask else {})}
     meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-    train = [
-        {"type": "LoadImageFromFile"},
-        load,
-        resize,
-        {"type": "RandomFlip", "prob": 0.5},
-        {"type": "PackDetInputs"},
-    ]
+    train = [{"type": "LoadImageFromFile"}, load, resize, *_flip(base), {"type": "PackDetInputs"}]
     val = [
         {"type": "LoadImageFromFile"},
         resize,
@@ -276,12 +270,25 @@ def _data(request: TrialRequest, base: Config, facts: DataFacts, batch: int) -> 
     }
 
 
-def _with_mask(base: Config) -> bool:
-    """Whether the base trains with masks (CondInst, Mask R-CNN)."""
+def _pipeline(base: Config) -> list[Mapping[str, Any]]:
+    """The training pipeline of a base, from inside whatever wraps its data set."""
     dataset = (base.get("train_dataloader") or {}).get("dataset") or {}
     while "dataset" in dataset:
         dataset = dataset["dataset"]
-    return any(bool(step.get("with_mask")) for step in dataset.get("pipeline", ()))
+    return list(dataset.get("pipeline") or ())
+
+
+def _with_mask(base: Config) -> bool:
+    """Whether the base trains with masks (CondInst, Mask R-CNN)."""
+    return any(bool(step.get("with_mask")) for step in _pipeline(base))
+
+
+def _flip(base: Config) -> list[dict[str, Any]]:
+    """The base's own flip: where it has a pipeline without one, a mirrored object is another one (digits, letters)."""
+    pipeline = _pipeline(base)
+    if not pipeline:
+        return [{"type": "RandomFlip", "prob": 0.5}]
+    return [plain(step) for step in pipeline if step.get("type") == "RandomFlip"]
 
 
 def _schedule(request: TrialRequest, base: Config, facts: DataFacts, batch: int) -> dict[str, Any]:

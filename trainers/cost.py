@@ -35,7 +35,7 @@ class Cost:
         macs_parts: The same by part: ``backbone``, ``neck``, ``head``; ``rpn`` and ``roi_head`` of two-stage detectors.
         macs_levels: Multiply-adds of the dense head (of the RPN in a two-stage detector) by the pyramid level that
             they are spent on, named by stride: ``P3`` is stride 8. Sums up to the head's; what depends on several
-            levels at once is under ``mixed``.
+            levels at once, or on none, is under ``mixed``.
         params: Parameters, frozen ones included.
         params_parts: The same by part.
         activations: Elements that the counted layers write.

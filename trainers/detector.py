@@ -53,18 +53,21 @@ def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
         The detector, in training mode.
     """
     import mmdet.models  # noqa: F401  (registers the detectors)
+    import torch
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
     from mmengine.utils import import_modules_from_strings
 
-    from trainers.loop import seed_all
+    from trainers.loop import quiet, seed_all
 
+    quiet()
     init_default_scope("mmdet")
     import_modules_from_strings(**config.get("custom_imports", {"imports": []}))
     seed_all(seed)
     model = MODELS.build(config["model"])
     model.init_weights()
-    return model.to(device)
+    # oneDNN trains such convolutions some 10 % faster in this layout; the numbers' meaning does not change.
+    return model.to(memory_format=torch.channels_last) if device == "cpu" else model.to(device)
 
 
 class _Trial:
@@ -184,10 +187,9 @@ class _Trial:
         self._report("timed", 0, metrics, attrs)
 
     def _train(self, config: Config, model: Any, resume: Mapping[str, Any] | None, mark: str) -> None:
-        from trainers.loop import EpochEnd, TrialRunner, hooks_of, quiet_coco, seed_all
+        from trainers.loop import EpochEnd, TrialRunner, hooks_of, seed_all
 
         request = self._request
-        quiet_coco()
         peak = PeakMemory(request.device)
         seed_all(request.seed)
         runner = TrialRunner(config, model, resume)

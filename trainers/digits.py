@@ -332,7 +332,7 @@ def _compose(size: tuple[int, int], split: str, rng: np.random.Generator, source
 def _background(
     size: tuple[int, int], split: str, rng: np.random.Generator, photos: Sequence[Image.Image]
 ) -> FloatArray:
-    """Gives a crop of the split's side of a photograph, (H, W, 3) in [0, 255], paler than the original."""
+    """Gives a crop of the split's side of a photograph, (H, W, 3) in [0, 255], dim and pale."""
     width, height = size
     photo = photos[int(rng.integers(len(photos)))]
     border = int(_TRAIN_SHARE * photo.width)
@@ -346,8 +346,9 @@ def _background(
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     mean = crop.mean(axis=(0, 1))
-    # Less contrast in the picture leaves the contrast to the digits: a small detector learns them within a minute.
-    pale = mean + (crop - mean) * rng.uniform(0.3, 0.55) + rng.uniform(-25, 25)
+    # A dim and pale picture leaves the light to the digits: where ink is always lighter than its ground, a small
+    # detector needs fewer epochs than where it is now darker, now lighter.
+    pale = rng.uniform(0.3, 0.6) * mean + (crop - mean) * rng.uniform(0.3, 0.55)
     background: FloatArray = np.clip(pale, 0, 255).astype(np.float32)
     return background
 
@@ -413,9 +414,7 @@ def _colour(under: FloatArray, touched: Sequence[Colour], rng: np.random.Generat
     ground = _brightness(under.mean(axis=(0, 1)))
     best, distance = (0, 0, 0), -1.0
     for _ in range(10):
-        bright = rng.random() < 0.5
-        value = rng.uniform(0.75, 1) if bright else rng.uniform(0, 0.4)
-        red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 1), value)
+        red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.9), rng.uniform(0.8, 1))
         colour = (round(255 * red), round(255 * green), round(255 * blue))
         apart = [abs(_brightness(colour) - ground)]
         apart += [0.6 * math.dist(colour, other) for other in touched]

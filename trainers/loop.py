@@ -205,7 +205,7 @@ class EpochEnd(Hook):  # type: ignore[misc]
             TrialFailed: One of them is not finite.
         """
         for name, value in (outputs or {}).items():
-            number = float(value)
+            number = value.item() if isinstance(value, torch.Tensor) else float(value)
             if not math.isfinite(number):
                 raise TrialFailed(
                     f"{name} became {number} in epoch {runner.epoch + 1}, iteration {batch_idx + 1} of "
@@ -294,13 +294,16 @@ def hooks_of(seed: int, end: EpochEnd) -> Sequence[Hook]:
     return [Reproducible(seed), end]
 
 
-def quiet_coco() -> None:
-    """Keeps pycocotools from printing: standard output belongs to the command (``--json``).
+def quiet() -> None:
+    """Keeps mmengine and pycocotools from printing: standard output belongs to the command (``--json``).
 
-    Redirecting it would do so for every thread of the process; only these two modules' ``print`` is replaced.
+    mmengine's default logger tells the origin of every weight. Redirecting standard output would do so for every
+    thread of the process; instead mmengine gets a logger that warns only, and pycocotools another ``print``.
     """
     import pycocotools.coco
     import pycocotools.cocoeval
 
+    if not MMLogger.check_instance_created("headway"):
+        MMLogger.get_instance("headway", logger_name="headway", log_level="WARNING")
     for module in (pycocotools.coco, pycocotools.cocoeval):
         module.print = lambda *_args, **_kwargs: None

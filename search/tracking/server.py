@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import uuid
@@ -14,12 +15,11 @@ from search.tracking.pages import check_uri, is_database, page_url, public_uri
 from spaces.errors import UserError
 
 # A dead server would block a client for four minutes with MLflow's own settings. All of these are read when mlflow is
-# imported or used, and an operator's own values win. The last three keep mlflow from printing and from calling home.
+# imported or used, and an operator's own values win. The last two keep mlflow from printing and from calling home.
 for _name, _value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }.items():
@@ -52,7 +52,7 @@ def find_run(*, uri: str, experiment: str, study_folder: Path) -> tuple[str, str
         found = client.get_experiment_by_name(experiment)
         if found is None:
             return None
-        runs = find_runs(client, found.experiment_id, _isparent(identity.read_text(encoding="utf-8").strip()))
+        runs = find_runs(client, found.experiment_id, _is_parent(identity.read_text(encoding="utf-8").strip()))
     except FAILURES as error:
         raise UserError(f"tracking.uri: {public_uri(uri)} cannot be read: {reason(error, uri)}") from error
     return (found.experiment_id, runs[0].info.run_id) if runs else None
@@ -61,6 +61,7 @@ def find_run(*, uri: str, experiment: str, study_folder: Path) -> tuple[str, str
 def reach(uri: str) -> MlflowClient:
     """Gives a client whose store has answered."""
     check_uri(uri)
+    _quieten()
     result: list[MlflowClient | BaseException] = []
 
     def ask() -> None:
@@ -82,6 +83,14 @@ def reach(uri: str) -> MlflowClient:
         f"tracking.uri: cannot reach MLflow at {public_uri(uri)}: {reason(answer, uri)}. Start the server, mend "
         "tracking.uri, or set it to null for an SQLite store in the study's folder."
     ) from answer
+
+
+def _quieten() -> None:
+    # Making tables is told on INFO, and each retried request in a warning with its traceback's worth of text; what
+    # matters of it is in our own message. Whoever asked for a level keeps it.
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
+            logging.getLogger(name).setLevel(level)
 
 
 def open_experiment(client: MlflowClient, uri: str, name: str, study_folder: Path) -> str:
@@ -111,7 +120,7 @@ def open_parent(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
     identity = path.read_text(encoding="utf-8").strip()
-    runs = find_runs(client, experiment_id, _isparent(identity))
+    runs = find_runs(client, experiment_id, _is_parent(identity))
     if runs:
         run = runs[0]
         for spare in runs[1:]:
@@ -140,7 +149,7 @@ def open_parent(
     return run_id
 
 
-def _isparent(identity: str) -> str:
+def _is_parent(identity: str) -> str:
     return f"tags.`headway.identity` = '{identity}' and tags.`headway.role` = 'study'"
 
 

@@ -83,6 +83,7 @@ class Tracker:
         self._study = study
         self._objectives = tuple(objectives)
         self._reference = reference
+        self._uri = uri
         self._where = public_uri(uri)
         self._known: dict[int, TrialRecord] = {}
         self._children: dict[int, _Child] = {}
@@ -203,7 +204,7 @@ class Tracker:
         except FAILURES as error:
             self._failed_at = time.monotonic()
             level = logging.DEBUG if self._warned else logging.WARNING
-            _log.log(level, "MLflow at %s fails; the search goes on: %s", self._where, reason(error, self._where))
+            _log.log(level, "MLflow at %s fails; the search goes on: %s", self._where, reason(error, self._uri))
             self._warned = True
             return
         self._failed_at = None
@@ -340,16 +341,18 @@ class Tracker:
         states = [record.state.value for record in records]
         said = counts(states)
         drawn = repr((rows, said, len(curves)))
-        if drawn == self._drawn and not metrics:
-            return
         tags = {f"headway.trials.{state.value.lower()}": str(states.count(state.value)) for state in TrialState}
+        # A folded description shows some 100 px: the links must stand above the picture.
         tags["mlflow.note.content"] = (
-            f"![Pareto front](get-artifact?path=pareto.png&run_uuid={self.run_id})\n\n"
             f"[Interactive plot]({page_url('', self.experiment_id, self.run_id)}) \u00b7 "
-            f"[table]({page_url('', self.experiment_id, self.run_id, 'front.csv')}) \u00b7 {said}"
+            f"[table]({page_url('', self.experiment_id, self.run_id, 'front.csv')}) \u00b7 {said}\n\n"
+            f"![Pareto front](get-artifact?path=pareto.png&run_uuid={self.run_id})"
         )
-        self._log(self.run_id, metrics, [], tags)
-        self._volumes.update({(metric.key, metric.step): metric.value for metric in metrics})
+        if metrics or drawn != self._drawn:
+            self._log(self.run_id, metrics, [], tags)
+            self._volumes.update({(metric.key, metric.step): metric.value for metric in metrics})
+        if drawn == self._drawn:
+            return
         with tempfile.TemporaryDirectory(prefix="headway-") as name:
             folder = Path(name)
             title = f"{self._study}: the front"

@@ -1,12 +1,21 @@
 """Deformable convolutions in the towers of a dense head."""
 
-from mmcv.cnn import ConvModule, build_conv_layer
-from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
+from mmcv.cnn import ConvModule
+from mmcv.ops import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack
 from mmdet.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
-VERSIONS = {1: "DCN", 2: "DCNv2"}
-TYPES = {1: DeformConv2dPack, 2: ModulatedDeformConv2dPack}
+
+class DeformableConv(DeformConv2dPack):
+    """Version 1, on maps of any size: mmcv's pack refuses those smaller than its kernel (P7 of small images)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H, W)."""
+        # The parent's parent pads small maps with the zeros that lie outside of them anyway.
+        return DeformConv2d.forward(self, x, self.conv_offset(x))
+
+
+TYPES = {1: DeformableConv, 2: ModulatedDeformConv2dPack}
 
 
 @MODELS.register_module()
@@ -34,8 +43,7 @@ class DeformableTower:
 def make_deformable(module: ConvModule, version: int) -> None:
     """Replaces the convolution of ``module`` in place; norm, activation and parameter names stay."""
     plain = module.conv
-    module.conv = build_conv_layer(
-        {"type": VERSIONS[version], "deform_groups": 1},
+    module.conv = TYPES[version](
         plain.in_channels,
         plain.out_channels,
         plain.kernel_size,
@@ -43,6 +51,7 @@ def make_deformable(module: ConvModule, version: int) -> None:
         padding=plain.padding,
         dilation=plain.dilation,
         groups=plain.groups,
+        deform_groups=1,
         bias=plain.bias is not None,
     )
     module.conv.weight.data.copy_(plain.weight.data)

@@ -129,7 +129,9 @@ def test_each_knob_changes_the_config(name: str, head: str, tiny: Any) -> None:
         for design in designs(space, corners=64):
             for value in knob.extremes():
                 other = space.canonicalise({**design, key: value})
-                same_rest = {k: v for k, v in design.items() if k != key} == {k: v for k, v in other.items() if k != key}
+                same_rest = {k: v for k, v in design.items() if k != key} == {
+                    k: v for k, v in other.items() if k != key
+                }
                 if key in design and key in other and same_rest and design != other:
                     changed.append(patching.apply(base, design) != patching.apply(base, other))
         if knob.size() > 1:

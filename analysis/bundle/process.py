@@ -1,0 +1,92 @@
+"""Starts the program that runs a bundle without Headway, and talks with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spaces.errors import HeadwayError
+
+BLOCKED = ("search", "spaces", "trainers", "analysis", "recipes", "ray", "optuna", "mlflow")
+Progress = Callable[[int, int], None]
+
+_PROGRAM = Path(__file__).with_name("alone.py")
+_TAIL = 1500  # characters of its standard error that an error carries
+
+
+def run_alone(
+    bundle: Path,
+    *,
+    detect: Sequence[Path] = (),
+    annotations: Path | None = None,
+    images: Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Loads a bundle in a fresh process in which ``BLOCKED`` cannot be imported, and runs it.
+
+    ``PYTHONPATH``, the user's own packages and the working folder are out of that process's reach as well.
+
+    Args:
+        bundle: The bundle's folder.
+        detect: Image files to detect objects in.
+        annotations: COCO json to measure accuracy on, or ``None``.
+        images: Folder of its images.
+        device: ``cpu``, ``cuda:0``, ...; by default a GPU where there is one.
+        progress: Called with the images done and their number.
+
+    Returns:
+        ``blocked``, ``versions`` and ``device``; ``detections``, a mapping an image with ``bboxes``, ``labels`` and
+        ``scores``, best first; ``metrics`` and the number of ``images`` when measured.
+
+    Raises:
+        HeadwayError: The bundle does not load or run; the message says in which step and why.
+    """
+    job = {
+        "bundle": str(bundle.absolute()),
+        "blocked": BLOCKED,
+        "detect": [str(path.absolute()) for path in detect],
+        "annotations": str(annotations.absolute()) if annotations else None,
+        "images": str(images.absolute()) if images else None,
+        "device": device,
+    }
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors, tempfile.TemporaryDirectory() as cwd:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-W", "ignore", str(_PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=cwd,
+            text=True,
+        )
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            with child.stdin, child.stdout:
+                try:
+                    child.stdin.write(json.dumps(job) + "\n")
+                    child.stdin.flush()
+                except BrokenPipeError:
+                    pass  # it is dead; the end of its messages tells so
+                for line in child.stdout:
+                    message = json.loads(line)
+                    if message["kind"] == "progress":
+                        if progress:
+                            progress(*message["value"])
+                    elif message["kind"] == "result":
+                        return dict(message["value"])
+                    else:
+                        raise HeadwayError(f"bundle: {message['value']}")
+            child.wait()
+            errors.seek(0)
+            said = errors.read()[-_TAIL:].strip() or "nothing"
+            raise HeadwayError(f"bundle: the process that ran it ended with status {child.returncode}: {said}")
+        finally:
+            # After its last message it has nothing left to do but to tear torch down.
+            child.kill()
+            child.wait()

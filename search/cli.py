@@ -1,0 +1,107 @@
+"""The command ``headway``: parses and calls."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spaces.errors import HeadwayError, UserError
+
+_DONE, _FAILED, _WRONG = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 done, 1 the work failed, 2 the input was wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        status = _command(options.command)(options)
+        return _DONE if status is None else status
+    except UserError as error:
+        return _complain(error, options.debug, _WRONG)
+    except KeyboardInterrupt:
+        print("headway: interrupted; the same command continues", file=sys.stderr)
+        return _FAILED
+    except HeadwayError as error:
+        return _complain(error, options.debug, _FAILED)
+    except BrokenPipeError:
+        return _FAILED
+    except Exception as error:
+        text = f"{type(error).__name__}: {error} (a fault of Headway or its surroundings; --debug shows where)"
+        return _complain(text, options.debug, _FAILED)
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int | None]:
+    from search import commands
+
+    command: Callable[[argparse.Namespace], int | None] = getattr(commands, name)
+    return command
+
+
+def _complain(error: object, debug: bool, status: int) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"headway: error: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headway", description="Searches detection-head designs for any mmdet detector: accuracy against speed."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, *arguments: tuple[str, dict[str, Any]]) -> None:
+        command = commands.add_parser(name, help=text, description=text)
+        for argument, options in arguments:
+            command.add_argument(argument, **options)
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    json = ("--json", {"action": "store_true", "help": "print one JSON document on standard output, nothing else"})
+    studies = ("--studies", {"metavar": "DIR", "help": "folder of all studies (default: $HEADWAY_STUDIES or studies)"})
+    study_file = ("study", {"metavar": "STUDY.yaml", "help": "the study file"})
+    study = ("study", {"metavar": "STUDY", "help": "a study that was run: name, folder or study file"})
+    settings = ("--set", {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "override, repeatable"})
+    extend = ("--extend", {"action": "store_true", "help": "let budget.trials and budget.hours have grown"})
+    address = ("--address", {"metavar": "ADDR", "help": "a running Ray cluster (default: this machine)"})
+    size = ("--size", {"metavar": "HxW", "default": "800x1344", "help": "input, height x width (default: 800x1344)"})
+
+    add("demo", "a small study on the embedded data", settings, studies, json)
+    add("run", "start a study or continue it", study_file, settings, extend, address, studies, json)
+    add("plan", "dry run: space, corners, cost and time, what cannot be exported", study_file, settings, json)
+    add("status", "trials by state, failures, time", study, studies, json)
+    add("front", "the accuracy-speed front", study, studies, json)
+    port = ("--port", {"type": int, "default": 5000, "help": "port on 127.0.0.1 (default: 5000)"})
+    add("ui", "serve the study's MLflow pages on this machine", study, port, studies)
+    pick = ("--pick", {"default": "knee", "help": "knee, fastest, most_accurate or a trial number (default: knee)"})
+    out = ("--out", {"required": True, "metavar": "DIR", "help": "folder of the bundle, new or empty"})
+    add("export", "write a design as a bundle that runs without Headway", study, pick, out, studies, json)
+    add(
+        "verify",
+        "run a bundle again in a clean process and compare with its receipt",
+        ("bundle", {"metavar": "DIR", "help": "the bundle"}),
+        ("--annotations", {"metavar": "FILE", "help": "validation annotations (default: those it was searched with)"}),
+        ("--images", {"metavar": "DIR", "help": "their image folder"}),
+        json,
+    )
+    add("families", "the design families and their knobs", json)
+    base = ("--base", {"required": True, "help": "mmdet::PATH, headway::NAME or a config file"})
+    file_out = ("--out", {"required": True, "metavar": "FILE.py", "help": "the patched config"})
+    add("patch", "write a base config with a design in it", base, settings, file_out, json)
+    add(
+        "profile",
+        "multiply-adds and parameters of a config by part and level, and its latency",
+        ("config", {"metavar": "CONFIG", "help": "mmdet::PATH, headway::NAME or a config file"}),
+        ("--against", {"metavar": "CONFIG", "help": "compare with this one"}),
+        size,
+        ("--latency", {"action": "store_true", "help": "measure latency, interleaved with --against (or itself)"}),
+        ("--pairs", {"type": int, "default": 10, "help": "least number of interleaved pairs (default: 10)"}),
+        json,
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

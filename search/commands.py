@@ -1,0 +1,252 @@
+"""What each command does: calls the parts and prints what they give."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from search import tables
+from search.folder import find_study, studies_root
+from search.store import Store
+from search.study import Study, load, parse_assignment
+from spaces.errors import UserError
+
+
+@contextlib.contextmanager
+def _quiet_stdout(active: bool) -> Iterator[None]:
+    """Sends what libraries print to standard error while a JSON document is being made."""
+    if not active:
+        yield
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _emit(document: Any) -> None:
+    json.dump(document, sys.stdout, indent=2, default=str, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def demo(options: argparse.Namespace) -> int | None:
+    """``headway demo``."""
+    # Beside the packages, both in a checkout and where it is installed.
+    return _run(Path(__file__).parents[1] / "recipes/demo.yaml", options, address=None, extend=False)
+
+
+def run(options: argparse.Namespace) -> int | None:
+    """``headway run STUDY.yaml``."""
+    return _run(Path(options.study), options, address=options.address, extend=options.extend)
+
+
+def _run(path: Path, options: argparse.Namespace, *, address: str | None, extend: bool) -> int | None:
+    study = load(path, options.set)
+    root = studies_root(options.studies)
+    with _quiet_stdout(options.json):
+        from search import engine
+
+        outcome = engine.run(study, root, address=address, extend=extend)
+    rows = tables.rows(outcome.records, study)
+    if options.json:
+        _emit({**tables.summary(outcome.records, study, root / study.name), "front": rows})
+    else:
+        tables.print_front(rows, outcome.records, study)
+        if outcome.note:
+            print(f"Ended early: {outcome.note}.")
+        print(f"\nThe plot: {root / study.name / 'pareto.html'}")
+        print(f"In MLflow: headway ui {study.name}{_studies_option(options)}")
+        print(f"Ship one:  headway export {study.name}{_studies_option(options)} --pick knee --out bundles/{study.name}")
+    if not outcome.finished:
+        print("headway: interrupted; the same command continues", file=sys.stderr)
+        return 1
+    return None
+
+
+def _studies_option(options: argparse.Namespace) -> str:
+    return f" --studies {options.studies}" if options.studies else ""
+
+
+def plan(options: argparse.Namespace) -> None:
+    """``headway plan STUDY.yaml``."""
+    study = load(Path(options.study), options.set)
+    with _quiet_stdout(options.json):
+        from search.plan import make_plan
+
+        made = make_plan(study)
+    if options.json:
+        _emit(made.to_json())
+    else:
+        tables.print_plan(made, study)
+
+
+def status(options: argparse.Namespace) -> None:
+    """``headway status STUDY``."""
+    folder, study, store = _open(options)
+    summary = tables.summary(store.records(), study, folder)
+    if options.json:
+        _emit(summary)
+    else:
+        tables.print_status(summary, store.records(), study)
+
+
+def front(options: argparse.Namespace) -> None:
+    """``headway front STUDY``."""
+    _, study, store = _open(options)
+    rows = tables.rows(store.records(), study)
+    if options.json:
+        _emit(rows)
+    else:
+        tables.print_front(rows, store.records(), study)
+
+
+def _open(options: argparse.Namespace) -> tuple[Path, Study, Store]:
+    folder, study = find_study(options.study, studies_root(options.studies))
+    return folder, study, Store.read(folder, study)
+
+
+def ui(options: argparse.Namespace) -> int:
+    """``headway ui STUDY``."""
+    from search.tracking import default_uri, find_run, page_url, ui_command, ui_environment
+
+    folder, study = find_study(options.study, studies_root(options.studies))
+    uri = study.tracking.uri or default_uri(folder)
+    if not 1 <= options.port <= 65535:
+        raise UserError(f"--port: must lie in [1, 65535], but got {options.port}.")
+    found = find_run(uri=uri, experiment=study.tracking.experiment or study.name, study_folder=folder)
+    if found is None:
+        raise UserError(f"{study.name}: is not in MLflow at {folder}; 'headway run' puts it there.")
+    if uri.startswith("http"):
+        print(f"The plot: {page_url(uri, *found)}")
+        return 0
+    print(f"The plot: {page_url(f'http://127.0.0.1:{options.port}', *found)}\nCtrl-C ends the server.", flush=True)
+    environment = {**os.environ, **ui_environment(uri)}
+    return subprocess.run(ui_command(uri, options.port), env=environment, check=False).returncode
+
+
+def export(options: argparse.Namespace) -> None:
+    """``headway export STUDY``."""
+    from analysis.choose import choose
+
+    folder, study, store = _open(options)
+    choice = choose(store.records(), study.objective_records, options.pick)
+    with _quiet_stdout(options.json):
+        from analysis.export import export_bundle
+        from search.engine import prepare
+
+        data, report, _ = prepare(study)
+        out = export_bundle(
+            choice.trial,
+            study_folder=folder,
+            study=study.dump(),
+            data=data,
+            fingerprint=report.fingerprint,
+            out=Path(options.out),
+            why=choice.why,
+        )
+    if options.json:
+        _emit({"bundle": str(out), "trial": choice.trial.number, "why": choice.why})
+    else:
+        print(f"Trial {choice.trial.number}: {choice.why}\nThe bundle: {out}\nCheck it: headway verify {out}")
+
+
+def verify(options: argparse.Namespace) -> int:
+    """``headway verify DIR``."""
+    from analysis.verify import verify_bundle
+
+    with _quiet_stdout(options.json):
+        found = verify_bundle(
+            Path(options.bundle),
+            annotations=Path(options.annotations) if options.annotations else None,
+            images=Path(options.images) if options.images else None,
+        )
+    if options.json:
+        _emit(found.to_json())
+    else:
+        print(found)
+    return 0 if found.ok else 1
+
+
+def families(options: argparse.Namespace) -> None:
+    """``headway families``."""
+    from spaces.base import BaseFacts
+    from spaces.registry import families as all_families
+
+    # Knobs depend on the pyramid and the depth of the towers; the common ones are shown.
+    common = BaseFacts("GFL", "GFLHead", (8, 16, 32, 64, 128), 4, False)
+    rows = [
+        {
+            "name": family.name,
+            "title": family.title,
+            "paper": family.paper,
+            "heads": list(family.heads),
+            "conflicts": dict(family.conflicts),
+            "knobs": [{**knob.to_json(), "legal": knob.legal()} for knob in family.knobs(common)],
+        }
+        for family in all_families().values()
+    ]
+    if options.json:
+        _emit(rows)
+    else:
+        tables.print_families(rows)
+
+
+def patch(options: argparse.Namespace) -> None:
+    """``headway patch --base BASE --set family.knob=value --out FILE.py``."""
+    from spaces.base import facts
+    from spaces.space import full_space
+
+    design = dict(parse_assignment(text) for text in options.set)
+    out = Path(options.out)
+    if out.suffix != ".py":
+        raise UserError(f"--out: must name a .py file, but got '{options.out}'.")
+    with _quiet_stdout(options.json):
+        from trainers.config import load_base
+        from trainers.profile import patched_base
+
+        base = facts(load_base(options.base).model.to_dict(), f"base {options.base}")
+        canonical = full_space(base).canonicalise(design, "--set")
+        config = patched_base(options.base, canonical)
+        try:
+            out.write_text(config.pretty_text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out: must be writable, but {out} gives: {error.strerror}.") from error
+    if options.json:
+        _emit({"base": options.base, "knobs": canonical, "config": str(out)})
+    else:
+        print(f"{out}: {options.base} with {canonical or 'nothing changed (a neutral design)'}")
+
+
+def profile(options: argparse.Namespace) -> None:
+    """``headway profile CONFIG``."""
+    size = parse_size(options.size)
+    if options.pairs < 1:
+        raise UserError(f"--pairs: must be 1 or more, but got {options.pairs}.")
+    with _quiet_stdout(options.json):
+        from trainers.profile import profile_config
+
+        found = profile_config(
+            options.config, against=options.against, size=size, latency=options.latency, pairs=options.pairs
+        )
+    if options.json:
+        _emit(found)
+    else:
+        tables.print_profile(found, options.config, options.against)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads ``HEIGHTxWIDTH``.
+
+    Raises:
+        UserError: It is not two whole numbers of 32 or more.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or min(int(match[1]), int(match[2])) < 32:
+        raise UserError(f"--size: must read like 800x1344 (height x width, 32 px or more each), but got '{text}'.")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,201 @@
+"""What commands print: tables for people, plain rows for programs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from analysis.labels import short
+from analysis.pareto import default_reference, front_rows, hypervolume
+from analysis.record import TrialRecord, TrialState
+from search.study import Study
+
+if TYPE_CHECKING:
+    from search.plan import Plan
+
+
+def rows(records: Sequence[TrialRecord], study: Study) -> list[dict[str, Any]]:
+    """The points of ``front --json``: all COMPLETE trials."""
+    return [dict(row) for row in front_rows(records, study.objective_records)]
+
+
+def summary(records: Sequence[TrialRecord], study: Study, folder: Path) -> dict[str, Any]:
+    """The document of ``status --json``."""
+    objectives = study.objective_records
+    counts = Counter(record.state.value for record in records)
+    volume = None
+    if records and records[0].state is TrialState.COMPLETE:
+        volume = hypervolume(records, objectives, default_reference(records[0], objectives))
+    trials = [
+        {
+            "trial": record.number,
+            "state": record.state.value,
+            "knobs": dict(record.knobs),
+            "epochs": len(record.curve),
+            "metrics": dict(record.metrics),
+            "reason": record.reason,
+            "hours": record.compute_hours,
+        }
+        for record in records
+    ]
+    return {
+        "study": study.name,
+        "folder": str(folder),
+        "states": {state.value: counts.get(state.value, 0) for state in TrialState},
+        "budget": study.budget.model_dump(),
+        "compute_hours": sum(record.compute_hours for record in records),
+        "hypervolume": volume,
+        "trials": trials,
+    }
+
+
+def print_front(found: Sequence[Mapping[str, Any]], records: Sequence[TrialRecord], study: Study) -> None:
+    """Prints the front, then what it rests on."""
+    console = _console()
+    objectives = study.objective_records
+    costs = [item.metric for item in objectives if item.metric not in ("bbox_mAP", "latency_ms")]
+    table = Table(title=f"{study.name}: the front of {' and '.join(item.metric for item in objectives)}")
+    for name in ("trial", "AP %", "AP small %", "latency x baseline", "quartiles", "latency ms", "GMACs", "params M"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in costs:
+        table.add_column(name, justify="right")
+    table.add_column("design", overflow="fold")
+    shown = [row for row in found if row["on_front"] or row["baseline"]]
+    for row in shown:
+        metrics = row["metrics"]
+        mark = "*" if row["dominates_baseline"] else ""
+        quartiles = f"{_number(metrics, 'latency_ratio_q1', 1, 3)}-{_number(metrics, 'latency_ratio_q3', 1, 3)}"
+        table.add_row(
+            f"{row['trial']}{mark}",
+            _number(metrics, "bbox_mAP", 100, 1),
+            _number(metrics, "bbox_mAP_s", 100, 1),
+            _number(metrics, "latency_ratio", 1, 3),
+            quartiles,
+            _number(metrics, "latency_ms", 1, 1),
+            _number(metrics, "gmacs", 1, 3),
+            _number(metrics, "params_m", 1, 3),
+            *(_number(metrics, name, 1, 3) for name in costs),
+            _design(row),
+        )
+    console.print(table)
+    counts = Counter(record.state.value for record in records)
+    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    console.print(f"{len(records)} trials: {states}. * is better than the baseline in every objective.")
+
+
+def _design(row: Mapping[str, Any]) -> str:
+    if row["baseline"]:
+        return "baseline" if row["on_front"] else "baseline (not on the front)"
+    return short(row["knobs"])
+
+
+def print_status(found: Mapping[str, Any], records: Sequence[TrialRecord], study: Study) -> None:
+    """Prints where a study stands."""
+    console = _console()
+    states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
+    console.print(f"{study.name} in {found['folder']}: {states or 'no trials'} (budget {study.budget.trials}).")
+    console.print(f"{found['compute_hours']:.2f} compute hours.")
+    for record in records:
+        if record.state is TrialState.RUNNING:
+            minutes = (time.time() - (record.started or time.time())) / 60
+            console.print(
+                f"  trial {record.number} RUNNING since {minutes:.0f} min, "
+                f"epoch {len(record.curve)}/{study.budget.epochs}: {short(record.knobs) or 'baseline'}"
+            )
+    for record in records:
+        if record.reason:
+            console.print(f"  trial {record.number} {record.state.value}: {record.reason}", markup=False)
+
+
+def print_families(found: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the families and their knobs."""
+    console = _console()
+    for family in found:
+        table = Table(title=f"{family['name']}: {family['title']}", caption=f"{family['paper']}. {_works(family)}")
+        for name in ("knob", "legal", "paper's best", "when", "meaning"):
+            table.add_column(name, overflow="fold")
+        for knob in family["knobs"]:
+            default = knob["default"]
+            default = list(default) if isinstance(default, tuple) else default
+            table.add_row(knob["name"], knob["legal"], str(default), knob["when"], knob["help"])
+        console.print(table)
+    console.print("Levels and positions are shown for a pyramid of P3 to P7 and towers of four convolutions.")
+
+
+def _works(family: Mapping[str, Any]) -> str:
+    return f"Works on {', '.join(family['heads'])}."
+
+
+def print_profile(found: Mapping[str, Any], config: str, against: str | None) -> None:
+    """Prints a profile."""
+    console = _console()
+    height, width = found["size"]
+    other = found.get("against")
+    table = Table(title=f"{config} at {height}x{width}" + (f", against {against}" if against else ""))
+    table.add_column("part")
+    for name in ("GMACs", "share", *(("against", "ratio") if other else ()), "params M", "share"):
+        table.add_column(name, justify="right")
+    macs, params = found["macs"], found["params"]
+    lines: list[tuple[str, int, int | None, tuple[str, ...]]] = [("total", macs["total"], params["total"], ("total",))]
+    lines += [(part, macs["parts"][part], params["parts"].get(part, 0), ("parts", part)) for part in macs["parts"]]
+    lines += [(f"head {level}", value, None, ("levels", level)) for level, value in macs["levels"].items()]
+    for name, mac, param, path in lines:
+        row = [name, f"{mac / 1e9:.2f}", f"{100 * mac / macs['total']:.2f} %"]
+        if other:
+            there = other["macs"]
+            for key in path:
+                there = there.get(key, 0)
+            row += [f"{there / 1e9:.2f}", f"{mac / there:.4f}" if there else "-"]
+        share = f"{100 * param / params['total']:.2f} %" if param is not None else ""
+        row += [f"{param / 1e6:.3f}" if param is not None else "", share]
+        table.add_row(*row)
+    console.print(table)
+    latency = found.get("latency")
+    if latency:
+        console.print(
+            f"Latency on {latency['device']}: {latency['ratio']:.3f} of {against or 'itself (A/A)'} "
+            f"(quartiles {latency['q1']:.3f}-{latency['q3']:.3f}, {latency['pairs']} interleaved pairs), "
+            f"that is {latency['speedup']:.2f} times as fast; multiply-adds alone would allow "
+            f"{latency['bound_by_macs']:.2f}. {latency['ms']:.1f} ms against {latency['against_ms']:.1f} ms.",
+            markup=False,
+        )
+
+
+def print_plan(made: Plan, study: Study) -> None:
+    """Prints a dry run."""
+    console = _console()
+    for line in made.lines(study):
+        console.print(line, markup=False)
+    table = Table(title="Corners of the space, built and counted")
+    for name in ("GMACs", "x baseline", "head GMACs", "params M", "constraints"):
+        table.add_column(name, justify="right")
+    table.add_column("design", overflow="fold")
+    base = made.corners[0].metrics["gmacs"]
+    for corner in made.corners:
+        metrics = corner.metrics
+        table.add_row(
+            f"{metrics['gmacs']:.3f}",
+            f"{metrics['gmacs'] / base:.3f}",
+            f"{metrics['head_gmacs']:.3f}",
+            f"{metrics['params_m']:.3f}",
+            "broken: " + "; ".join(corner.broken) if corner.broken else "ok",
+            short(corner.knobs) or "baseline",
+        )
+    console.print(table)
+
+
+def _console() -> Console:
+    console = Console()
+    # A file or pipe has no width of its own; a table must not be cut there.
+    return console if console.is_terminal else Console(width=180)
+
+
+def _number(metrics: Mapping[str, Any], name: str, factor: float, digits: int) -> str:
+    value = metrics.get(name)
+    return "-" if value is None else f"{factor * value:.{digits}f}"

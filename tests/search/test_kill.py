@@ -1,0 +1,125 @@
+"""A driver that is killed without grace, again and again: the same command continues, nothing is lost or doubled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from optuna.trial import TrialState as OptunaState
+
+from analysis.record import TrialState
+from search.store import Store
+from search.study import load
+from search.tracking import default_uri
+
+HERE = Path(__file__).parent
+TRIALS, EPOCHS = 6, 4
+STUDY = f"""
+name: killed
+base: headway::gfl_tiny
+data: {{digits: {{train: 8, val: 4}}, size: [96, 96]}}
+space: {{slimhead: {{}}, dcn: {{}}}}
+budget: {{trials: {TRIALS}, epochs: {EPOCHS}}}
+rungs: {{first: 1, factor: 2}}
+sampler: {{name: tpe, startup: 3}}
+"""
+
+
+class Driver:
+    """The command, and what it has left in the store so far."""
+
+    def __init__(self, folder):
+        self.file, self.root = folder / "killed.yaml", folder / "studies"
+        self.file.write_text(STUDY)
+        self.folder = self.root / "killed"
+        behaviour = {"timing_seconds": 1.0, "epoch_seconds": 0.4}
+        self.environment = {**os.environ, "PYTHONPATH": str(HERE), "ANALYTIC": json.dumps(behaviour)}
+
+    def start(self):
+        command = [sys.executable, str(HERE / "drive.py"), str(self.file), str(self.root)]
+        log = (self.root.parent / "log.txt").open("a")
+        return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+
+    def kill_when(self, reached, seconds=120):
+        """Starts the command and kills it as soon as ``reached(records)``."""
+        process = self.start()
+        deadline = time.monotonic() + seconds
+        while not reached(self.records()):
+            log = (self.root.parent / "log.txt").read_text()[-3000:]
+            assert process.poll() is None, f"the driver ended before the moment came: {log}"
+            assert time.monotonic() < deadline, f"the moment never came: {log}"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def records(self):
+        if not (self.folder / "study.db").exists():
+            return None
+        try:
+            return Store.read(self.folder, load(self.file)).records()
+        except Exception:
+            return None  # the tables are being made
+
+
+@pytest.mark.timeout(500)
+def test_kill_at_any_moment_loses_and_doubles_nothing(tmp_path):
+    driver = Driver(tmp_path)
+    moments = {
+        "before the first trial": lambda records: records is not None,
+        "during a timing": lambda records: records
+        and any(r.state is TrialState.RUNNING and "gmacs" in r.metrics and "latency_ms" not in r.metrics for r in records),
+        "during training": lambda records: records
+        and any(r.state is TrialState.RUNNING and len(r.curve) == 3 for r in records),
+        "between rungs": lambda records: records
+        and any(r.state is TrialState.RUNNING and len(r.curve) == 1 and r.rungs and r.number > 0 for r in records),
+        # The store is written first, then MLflow, so at this moment MLflow is being written.
+        "while writing MLflow": lambda records: records and sum(r.state.finished for r in records) >= 2,
+    }
+    for moment, reached in moments.items():
+        driver.kill_when(reached)
+        assert not all_done(driver.records()), f"{moment}: the run was over already"
+    assert driver.start().wait(timeout=200) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+
+    records = driver.records()
+    assert [record.number for record in records] == list(range(TRIALS))
+    assert all(record.state in (TrialState.COMPLETE, TrialState.STOPPED) for record in records)
+    assert len({json.dumps(record.knobs, sort_keys=True) for record in records}) == TRIALS
+    for record in records:
+        trained = [int(line) for line in (driver.folder / record.folder / "trained.log").read_text().split()]
+        last = EPOCHS if record.state is TrialState.COMPLETE else max(record.rungs)
+        assert trained == list(range(1, last + 1)), f"trial {record.number} trained epochs {trained}"
+        assert [epoch.epoch for epoch in record.curve] == trained
+    in_optuna = Store.read(driver.folder, load(driver.file))._optuna.trials
+    assert not [trial for trial in in_optuna if trial.state in (OptunaState.RUNNING, OptunaState.WAITING)]
+    complete = [trial for trial in in_optuna if trial.state is OptunaState.COMPLETE]
+    assert len(complete) == sum(record.state is TrialState.COMPLETE for record in records)
+    check_mlflow(driver.folder, records)
+
+
+def all_done(records):
+    return records is not None and len(records) == TRIALS and all(record.state.finished for record in records)
+
+
+def check_mlflow(folder, records):
+    """One parent, one ended child a trial, every epoch once."""
+    client = MlflowClient(default_uri(folder))
+    (experiment,) = [item for item in client.search_experiments() if item.name == "killed"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if run.data.tags.get("headway.role") == "study"]
+    assert len(parents) == 1
+    children = [run for run in runs if "headway.trial" in run.data.tags]
+    assert len(runs) == 1 + len(children)
+    assert Counter(int(run.data.tags["headway.trial"]) for run in children) == Counter(range(TRIALS))
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    by_number = {int(run.data.tags["headway.trial"]): run for run in children}
+    for record in records:
+        run = by_number[record.number]
+        assert run.data.tags["headway.state"] == record.state.value
+        history = client.get_metric_history(run.info.run_id, "epoch/bbox_mAP")
+        assert [point.step for point in history] == [epoch.epoch for epoch in record.curve]

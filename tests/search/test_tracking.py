@@ -1,0 +1,350 @@
+"""The tracker against a real SQLite store of MLflow."""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import math
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from analysis.record import EpochRecord, Objective, TrialRecord, TrialState
+from search.tracking import Tracker, default_uri, find_run, page_url, public_uri, ui_command
+from search.tracking import tracker as module
+from search.tracking.content import content_of, volume_metrics
+from spaces.errors import UserError
+
+TWO = (Objective("bbox_mAP", "maximize"), Objective("latency_ms", "minimize"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for all tests: making its tables takes two seconds. Each test has its own experiment and folder."""
+    return default_uri(tmp_path_factory.mktemp("mlflow"))
+
+
+class Place:
+    """A study's place in the store, and what is seen there."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        self.uri, self.folder, self.client = uri, folder, MlflowClient(tracking_uri=uri)
+
+    def open(self, **params: object) -> Tracker:
+        return Tracker.open(
+            uri=self.uri,
+            experiment=self.folder.name,
+            study="cells",
+            study_folder=self.folder,
+            params=params,
+            objectives=TWO,
+        )
+
+    def children(self, tracker: Tracker) -> list[Run]:
+        wanted = f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
+        runs = self.client.search_runs([tracker.experiment_id], wanted)
+        return sorted(runs, key=lambda run: int(run.data.tags["headway.trial"]))
+
+    def series(self, run: Run, name: str) -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(run.info.run_id, name)
+        return [(metric.step, round(metric.value, 9)) for metric in history]
+
+
+@pytest.fixture
+def place(store: str, tmp_path: Path) -> Place:
+    return Place(store, tmp_path)
+
+
+def running(number: int, epochs: int) -> TrialRecord:
+    curve = [EpochRecord(e, {"bbox_mAP": 0.1 * e, "loss": 1 / e}, seconds=10.0 * e) for e in range(1, epochs + 1)]
+    knobs = {} if number == 0 else {"slimhead.levels": [0], "slimhead.mode": "nearest", "slimhead.ratio": 0.5}
+    return TrialRecord(number, TrialState.RUNNING, knobs=knobs, curve=curve, started=1000.0 + number)
+
+
+def ended(number: int, state: TrialState = TrialState.COMPLETE, ms: float = 50.0) -> TrialRecord:
+    metrics = {"bbox_mAP": 0.3, "latency_ms": ms, "gmacs": math.nan}
+    return replace(
+        running(number, 3), state=state, metrics=metrics, finished=2000.0 + number, compute_hours=0.02, reason=None
+    )
+
+
+def test_a_trial_grows_and_is_never_doubled(place: Place) -> None:
+    tracker = place.open()
+    for record in (running(1, 0), running(1, 1), running(1, 1), running(1, 2), ended(1), ended(1)):
+        tracker.trial(record)
+    [run] = place.children(tracker)
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time == 2001_000
+    assert run.data.params == {"slimhead.levels": "[0]", "slimhead.mode": "nearest", "slimhead.ratio": "0.5"}
+    assert place.series(run, "epoch/bbox_mAP") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert place.series(run, "bbox_mAP") == [(0, 0.3)]
+    assert "gmacs" not in run.data.metrics
+    assert run.data.tags["headway.state"] == "COMPLETE"
+    assert run.data.tags["mlflow.parentRunId"] == tracker.run_id
+    assert run.data.tags["mlflow.runName"] == "1 slimhead levels=0 nearest ratio=0.5"
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [(TrialState.STOPPED, "FINISHED"), (TrialState.INFEASIBLE, "FINISHED"), (TrialState.FAILED, "FAILED")],
+)
+def test_other_ends(place: Place, state: TrialState, status: str) -> None:
+    tracker = place.open()
+    tracker.trial(replace(ended(2, state), reason="why", traceback="Traceback", rungs={1: "continue", 3: "stop"}))
+    [run] = place.children(tracker)
+    assert run.info.status == status
+    assert run.data.tags["headway.state"] == state.value
+    assert run.data.tags["headway.reason"] == "why"
+    assert run.data.tags["headway.rungs"] == "epoch 1: continue, epoch 3: stop"
+    assert "Traceback" in run.data.tags["mlflow.note.content"]
+    assert run.data.metrics["latency_ms"] == 50.0
+    assert "bbox_mAP" not in run.data.metrics  # a half-trained figure is in the series only
+
+
+def test_a_proposed_trial_has_no_run(place: Place) -> None:
+    tracker = place.open()
+    tracker.trial(TrialRecord(3, TrialState.PROPOSED))
+    assert place.children(tracker) == []
+
+
+def test_a_restart_goes_on_in_the_same_runs(place: Place) -> None:
+    first = place.open(trials=8)
+    first.trial(running(0, 2))
+    second = place.open(trials=16, budget={"hours": None})
+    assert second.run_id == first.run_id
+    second.reconcile([running(0, 2)])
+    second.trial(ended(0))
+    second.study([ended(0)])
+    second.close("FINISHED")
+    third = place.open(trials=16)
+    parent = place.client.get_run(third.run_id)
+    assert parent.info.status == "RUNNING"
+    assert parent.data.params == {"trials": "8", "budget.hours": "null"}
+    assert parent.data.tags["headway.param.trials"] == "16"
+    [run] = place.children(third)
+    assert place.series(run, "epoch/loss") == [(1, 1.0), (2, 0.5), (3, 0.333333333)]
+    third.reconcile([ended(0)])
+    third.study([ended(0)])
+    third.close("FINISHED")
+    assert place.series(parent, "hypervolume") == [(1, 15.0)]
+    assert place.client.get_run(third.run_id).info.status == "FINISHED"
+
+
+def test_kill_between_creating_and_writing(place: Place) -> None:
+    first = place.open()
+    # What a driver leaves that died right after the run was made, and one that died after half of the figures.
+    first._create(running(0, 1))
+    half = first._create(ended(1))
+    place.client.log_batch(half.run_id, metrics=[Metric("epoch/loss", 1.0, 5, 1)])
+    second = place.open()
+    second.reconcile([ended(0), ended(1)])
+    runs = place.children(second)
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    assert runs[1].info.run_id == half.run_id
+    assert [len(place.series(run, "epoch/loss")) for run in runs] == [3, 3]
+
+
+def test_reconcile_removes_doubles_and_strangers(place: Place) -> None:
+    first = place.open()
+    first.trial(ended(0))
+    kept = place.children(first)[0].info.run_id
+    first._create(ended(0))
+    first._create(running(7, 1))
+    foreign = place.client.create_run(first.experiment_id, tags={"mlflow.parentRunId": first.run_id})
+    second = place.open()
+    second.reconcile([ended(0)])
+    active = place.client.search_runs([second.experiment_id], f"tags.`mlflow.parentRunId` = '{second.run_id}'")
+    assert {run.info.run_id for run in active} == {kept, foreign.info.run_id}
+
+
+def test_a_run_that_contradicts_its_record_is_replaced(place: Place) -> None:
+    tracker = place.open()
+    tracker.trial(running(1, 2))
+    old = place.children(tracker)[0].info.run_id
+    # Epoch 2 was trained again, and gave another value than the one that MLflow cannot take back.
+    again = replace(running(1, 2), curve=[running(1, 1).curve[0], EpochRecord(2, {"bbox_mAP": 0.25}, 20.0)])
+    tracker.trial(again)
+    [run] = place.children(tracker)
+    assert run.info.run_id != old
+    assert place.series(run, "epoch/bbox_mAP") == [(1, 0.1), (2, 0.25)]
+    other = place.open()
+    other.reconcile([replace(again, curve=again.curve[:1])])
+    [run] = place.children(other)
+    assert place.series(run, "epoch/bbox_mAP") == [(1, 0.1)]
+
+
+def test_a_trial_that_runs_again_is_running(place: Place) -> None:
+    tracker = place.open()
+    tracker.trial(replace(ended(1, TrialState.FAILED), metrics={}, curve=(), reason="worker died"))
+    tracker.trial(replace(running(1, 0), started=1001.0))
+    [run] = place.children(tracker)
+    assert run.info.status == "RUNNING"
+    assert run.data.tags["headway.reason"] == ""
+
+
+def test_the_study_is_drawn(place: Place) -> None:
+    tracker = place.open()
+    records = [ended(0), ended(1, ms=40.0), ended(2, TrialState.STOPPED), ended(3, ms=45.0), running(4, 1)]
+    for record in records[:4]:
+        tracker.trial(record)
+    tracker.study(records)
+    tracker.study(records)
+    parent = place.client.get_run(tracker.run_id)
+    names = {item.path for item in place.client.list_artifacts(tracker.run_id)}
+    assert names == {"pareto.html", "pareto.png", "hypervolume.png", "front.csv", "front.json"}
+    assert (place.folder / "artifacts").is_dir()
+    assert place.series(parent, "hypervolume") == [(1, 15.0), (2, 18.0), (3, 18.0), (4, 18.0)]
+    # The last minute of 0.02 h each is held back until it is over.
+    assert place.series(parent, "hypervolume_by_minute") == [(1, 15.0), (2, 18.0), (3, 18.0)]
+    tracker.close("FINISHED")
+    assert len(place.series(parent, "hypervolume_by_minute")) == 4
+    tags = place.client.get_run(tracker.run_id).data.tags
+    assert tags["headway.trials.complete"] == "3"
+    assert f"run_uuid={tracker.run_id}" in tags["mlflow.note.content"]
+    fronts = [run.data.tags.get("headway.front") for run in place.children(tracker)]
+    assert fronts == ["false", "true", None, "false", None]
+    page = page_url("http://127.0.0.1:5000/", *(found := find_run_of(place)))
+    assert page == (
+        f"http://127.0.0.1:5000/#/experiments/{found[0]}/runs/{tracker.run_id}/artifacts/pareto.html"
+        "?workflowType=machine_learning"
+    )
+
+
+def find_run_of(place: Place) -> tuple[str, str]:
+    found = find_run(uri=place.uri, experiment=place.folder.name, study_folder=place.folder)
+    assert found is not None
+    return found
+
+
+def test_a_study_without_any_point_is_drawn(place: Place) -> None:
+    tracker = place.open()
+    tracker.study([running(0, 0)])
+    assert not tracker.pending
+    assert len(place.client.list_artifacts(tracker.run_id)) == 5
+
+
+def test_two_studies_of_one_name_stay_apart(place: Place, tmp_path: Path) -> None:
+    one = place.open()
+    folder = tmp_path / place.folder.name  # the same experiment, another folder
+    folder.mkdir()
+    assert Place(place.uri, folder).open().run_id != one.run_id
+    assert find_run(uri=place.uri, experiment="none", study_folder=folder) is None
+    assert find_run(uri=place.uri, experiment="none", study_folder=tmp_path / "new") is None
+
+
+def test_failures_do_not_end_a_search(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    tracker = place.open()
+    tracker.trial(ended(0))
+    log_batch = tracker._client.log_batch
+    calls = []
+
+    def broken(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        raise MlflowException("the server is down")
+
+    monkeypatch.setattr(tracker._client, "log_batch", broken)
+    with caplog.at_level(logging.WARNING, "headway.tracking"):
+        tracker.trial(ended(1))
+        tracker.trial(ended(2))
+        tracker.study([ended(0), ended(1), ended(2)])
+    assert tracker.pending
+    assert len(caplog.records) == 1
+    monkeypatch.setattr(module, "RETRY_SECONDS", 600.0)
+    tracker.trial(ended(3))
+    assert len(calls) == 3  # no further try before its time
+    monkeypatch.setattr(tracker._client, "log_batch", log_batch)
+    tracker.close("FINISHED")
+    assert not tracker.pending
+    runs = place.children(tracker)
+    assert [run.data.tags["headway.trial"] for run in runs] == ["0", "1", "2", "3"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert [len(place.series(run, "epoch/loss")) for run in runs] == [3] * 4
+
+
+def open_at(uri: str, folder: Path) -> Tracker:
+    return Tracker.open(uri=uri, experiment="cells", study="cells", study_folder=folder, params={}, objectives=TWO)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://jo:s3cret@127.0.0.1:9", "cannot reach MLflow at http://127.0.0.1:9"),
+        ("postgresql://jo:s3cret@127.0.0.1:9/db", "no database answers at postgresql://127.0.0.1:9/db"),
+        ("file:///tmp/mlruns", "must be http://HOST:PORT"),
+        ("nonsense", "but got 'nonsense'"),
+        ("http://", "must be http://HOST:PORT"),
+        ("http://h:port", "is no URI"),
+        ("sqlite:////proc/none/mlflow.db", "cannot reach MLflow at sqlite:///"),
+    ],
+)
+def test_an_unreachable_store_is_told_in_time(uri: str, said: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(UserError) as error:
+        open_at(uri, tmp_path)
+    assert time.monotonic() - start < 10
+    assert str(error.value).startswith("tracking.uri: ")
+    assert said in str(error.value)
+    assert "s3cret" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_never_answers_is_told_in_time(tmp_path: Path) -> None:
+    class Silent(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(12)
+
+        do_POST = do_GET  # noqa: N815
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    start = time.monotonic()
+    with pytest.raises(UserError, match="no answer within 8 s"):
+        open_at(f"http://127.0.0.1:{server.server_port}", tmp_path)
+    assert time.monotonic() - start < 10
+    server.shutdown()
+
+
+def test_a_deleted_experiment_is_told(place: Place) -> None:
+    tracker = place.open()
+    place.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(UserError, match=r"tracking\.experiment: .* was deleted"):
+        place.open()
+
+
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tracker = open_at(default_uri(tmp_path), tmp_path)
+    tracker.trial(ended(0))
+    tracker.close("FINISHED")
+    seen = capfd.readouterr()
+    assert seen.out == ""
+    assert seen.err == ""
+    assert (tmp_path / "mlflow.db").is_file()
+
+
+def test_ui_command() -> None:
+    command = ui_command("sqlite:////a/mlflow.db", 5050)
+    assert command[1:] == [
+        "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5050", "--workers", "1",
+        "--backend-store-uri", "sqlite:////a/mlflow.db",
+    ]  # fmt: skip
+    assert "secret" not in " ".join(ui_command("postgresql://jo:secret@h/db", 5050))
+    with pytest.raises(ValueError, match="is a server already"):
+        ui_command("http://h:5000", 5050)
+    assert public_uri("mysql+pymysql://jo:secret@h:3306/db?password=x") == "mysql+pymysql://h:3306/db"
+    assert page_url("", "1", "r", None) == "#/experiments/1/runs/r?workflowType=machine_learning"
+
+
+def test_content_depends_on_the_record_alone() -> None:
+    assert content_of(ended(1)).fingerprint == content_of(ended(1)).fingerprint
+    assert content_of(ended(1)).fingerprint != content_of(running(1, 3)).fingerprint
+    assert volume_metrics([], [], final=True) == {}

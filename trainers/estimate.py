@@ -1,0 +1,78 @@
+"""What a trial will cost, from building it and from a few real training steps."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from trainers import cost
+from trainers.config import read_facts, trial_config
+from trainers.contract import TrialRequest
+from trainers.detector import build_model
+from trainers.means import settle
+
+# A trial's process, imports and building (STACK.md: 6.8 s for a fresh worker with torch, mmcv and mmdet).
+START_SECONDS = 7.0
+_STEPS = 4
+
+
+def local_hardware() -> tuple[int, int]:
+    """CPUs that this process may use, and GPUs."""
+    return len(os.sched_getaffinity(0)), torch.cuda.device_count()
+
+
+def count_design(request: TrialRequest, knobs: Mapping[str, Any]) -> dict[str, float]:
+    """Builds a design on the request's base and data and counts it.
+
+    Returns:
+        ``gmacs``, ``head_gmacs``, ``params_m`` and ``activations_m``.
+
+    Raises:
+        UserError: The base or the data cannot be used.
+    """
+    config = trial_config(replace(request, knobs=knobs), read_facts(request.data))
+    return cost.count(build_model(config, request.seed), request.count_size).to_metrics()
+
+
+def seconds_per_trial(request: TrialRequest) -> float:
+    """Estimates the wall time of a whole trial from a few training and validation steps after one to warm up.
+
+    Args:
+        request: The trial; its folder is written to.
+    """
+    from trainers.loop import TrialRunner, seed_all
+
+    settle(request.threads)
+    facts = read_facts(request.data)
+    config = trial_config(request, facts)
+    model = build_model(config, request.seed, request.device)
+    seed_all(request.seed)
+    runner = TrialRunner(config, model, None)
+    try:
+        train = runner.build_dataloader(config["train_dataloader"], seed=request.seed)
+        optimizer = runner.build_optim_wrapper(config["optim_wrapper"])
+        model.train()
+        step = _seconds(lambda data: model.train_step(data, optimizer), train)
+        val = runner.build_dataloader(config["val_dataloader"])
+        model.eval()
+        with torch.no_grad():
+            check = _seconds(model.val_step, val)
+    finally:
+        runner.close()
+    return START_SECONDS + request.epochs * (step * len(train) + check * len(val))
+
+
+def _seconds(act: Any, loader: Any) -> float:
+    """Mean time of loading a batch and acting on it; the first one only warms up."""
+    batches = iter(itertools.islice(itertools.cycle(loader), _STEPS + 1))
+    act(next(batches))
+    begin = time.monotonic()
+    for batch in batches:
+        act(batch)
+    return (time.monotonic() - begin) / _STEPS

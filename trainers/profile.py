@@ -1,0 +1,101 @@
+"""Cost and latency of a config as it stands, without data or training."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from mmengine.config import Config
+
+from spaces import patching
+from spaces.errors import HeadwayError, UserError
+from trainers import cost, speed
+from trainers.config import load_base, plain
+from trainers.detector import build_model
+from trainers.means import settle
+from trainers.pretrained import resolve_backbone
+
+
+def patched_base(base: str, knobs: dict[str, Any]) -> Config:
+    """Gives a base config with a design in it; data and schedule stay the base's.
+
+    Args:
+        base: As ``load_base`` takes it.
+        knobs: A canonical design.
+
+    Raises:
+        UserError: The base cannot be read.
+    """
+    config = load_base(base)
+    content = {key: plain(value) for key, value in config.items()}
+    content["model"] = patching.apply(content["model"], knobs)
+    imports = patching.imports(knobs)
+    if imports:
+        known = (content.get("custom_imports") or {}).get("imports", [])
+        content["custom_imports"] = {"imports": [*known, *imports], "allow_failed_imports": False}
+    return Config(content)
+
+
+def profile_config(
+    name: str, *, against: str | None, size: tuple[int, int], latency: bool, pairs: int = 10
+) -> dict[str, Any]:
+    """Counts a config, and times it where asked.
+
+    Args:
+        name: The config, as ``load_base`` takes it.
+        against: A config to compare with.
+        size: Height and width of the input in px.
+        latency: Whether to measure the latency, interleaved with ``against``, or with a second build of itself.
+        pairs: Least number of interleaved pairs.
+
+    Returns:
+        ``macs`` and ``params`` in units of one; ``against`` the same of the other config, with ``ratio`` (this / the
+        other) of each; ``latency`` with ``ratio``, ``q1`` and ``q3`` of the paired ratios, ``pairs``, ``ms`` and
+        ``against_ms``, ``speedup`` (1 / ratio) and ``bound_by_macs``, the speed-up that multiply-adds alone allow.
+
+    Raises:
+        UserError: A config cannot be read or counted.
+    """
+    model = _build(name)
+    counted = cost.count(model, size)
+    found: dict[str, Any] = {"config": name, "size": list(size), **counted.to_json()}
+    other = None
+    if against is not None:
+        other = _build(against)
+        base = cost.count(other, size)
+        ratio = {"macs": counted.macs / base.macs, "params": counted.params / base.params}
+        found["against"] = {"config": against, **base.to_json(), "ratio": ratio}
+    if latency:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        settle(len(os.sched_getaffinity(0)))
+        measured = speed.measure(
+            model, other or _build(name), speed.make_inputs(size, 1), pairs=pairs, seconds=0, device=device
+        )
+        found["latency"] = {
+            "device": device,
+            "ratio": measured.ratio,
+            "q1": measured.q1,
+            "q3": measured.q3,
+            "pairs": measured.pairs,
+            "ms": measured.candidate_ms,
+            "against_ms": measured.baseline_ms,
+            "speedup": 1 / measured.ratio,
+            "bound_by_macs": 1 / found["against"]["ratio"]["macs"] if against else 1.0,
+        }
+    return found
+
+
+def _build(name: str) -> Any:
+    config = load_base(name)
+    content = {key: plain(value) for key, value in config.items() if key in ("model", "custom_imports")}
+    # Weights do not change a cost, and a download must not stop a count.
+    resolve_backbone(content["model"], "none")
+    try:
+        return build_model(Config(content), seed=0)
+    except HeadwayError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"config: {name} cannot be built: {reason}") from error

@@ -60,17 +60,14 @@ def _run(path: Path, options: argparse.Namespace, *, address: str | None, extend
         tables.print_front(rows, outcome.records, study)
         if outcome.note:
             print(f"Ended early: {outcome.note}.")
-        print(f"\nThe plot: {root / study.name / 'pareto.html'}")
-        print(f"In MLflow: headway ui {study.name}{_studies_option(options)}")
-        print(f"Ship one:  headway export {study.name}{_studies_option(options)} --pick knee --out bundles/{study.name}")
+        name = f"{study.name} --studies {options.studies}" if options.studies else study.name
+        print(f"\nThe plot:  {root / study.name / 'pareto.html'}")
+        print(f"In MLflow: headway ui {name}")
+        print(f"Ship one:  headway export {name} --pick knee --out bundles/{study.name}")
     if not outcome.finished:
         print("headway: interrupted; the same command continues", file=sys.stderr)
         return 1
     return None
-
-
-def _studies_option(options: argparse.Namespace) -> str:
-    return f" --studies {options.studies}" if options.studies else ""
 
 
 def plan(options: argparse.Namespace) -> None:

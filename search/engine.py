@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.pareto import front_rows, write_front_csv, write_front_json
+from analysis.plots import pareto_html, pareto_png
 from analysis.record import TrialRecord, TrialState
 from search.conductor import Conductor
 from search.folder import claimed, write_study
@@ -136,14 +138,14 @@ def run(
         ray_adapter.run(conductor, share, folder / "ray", trainer)
         records = store.records()
         finished = all(record.state.finished for record in records)
-        tracker.reconcile(records)
-        tracker.study(records)
+        write_pages(folder, study, records)
         tracker.close("FINISHED" if finished and not conductor.baseline_failure else "FAILED")
         for record in records:
             _clean(folder / record.folder, record)
         if conductor.baseline_failure:
             raise HeadwayError(
-                f"{study.name}: the baseline failed, and every design is compared with it: {conductor.baseline_failure}\n"
+                f"{study.name}: the baseline failed, and every design is compared with it: "
+                f"{conductor.baseline_failure}\n"
                 f"  its log is in {folder / 'trials/0000'}; mend the cause, remove {folder} and run again."
             )
         note = None
@@ -152,6 +154,16 @@ def run(
         elif conductor.out_of_time:
             note = f"the {study.budget.hours:g} hours of the budget are spent"
         return Outcome(records, finished, note)
+
+
+def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord]) -> None:
+    """Writes ``pareto.html``, ``pareto.png``, ``front.csv`` and ``front.json`` into the study's folder."""
+    objectives = study.objective_records
+    rows = front_rows(records, objectives)
+    (folder / "pareto.html").write_text(pareto_html(records, objectives, title=study.name), encoding="utf-8")
+    (folder / "pareto.png").write_bytes(pareto_png(records, objectives, title=study.name))
+    write_front_csv(rows, folder / "front.csv")
+    write_front_json(rows, folder / "front.json")
 
 
 class _Throttled:

@@ -39,7 +39,7 @@ def find_study(word: str, root: Path) -> tuple[Path, Study]:
     if not (folder / STUDY_FILE).is_file():
         known = sorted(item.parent.name for item in root.glob(f"*/{STUDY_FILE}"))
         there = f"in {root} there are: {', '.join(known)}" if known else f"{root} holds no study yet"
-        raise UserError(f"STUDY: must be a study that was run (a name, folder or study file), but got '{word}'; {there}.")
+        raise UserError(f"STUDY: must be a study that was run (name, folder or study file), but got '{word}'; {there}.")
     return folder, load(folder / STUDY_FILE)
 
 

@@ -25,15 +25,15 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
-from search.conductor import Conductor, Pause  # noqa: E402
-from search.resources import Resources  # noqa: E402
-from spaces.errors import UserError  # noqa: E402
-from trainers.contract import TrialFailed, TrialReport, TrialRequest  # noqa: E402
+from search.conductor import Conductor, Pause
+from search.resources import Resources
+from spaces.errors import UserError
+from trainers.contract import TrialFailed, TrialReport, TrialRequest
 
 _LOST_PROCESSES = 2
 _FAILED = "failed"

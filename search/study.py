@@ -205,7 +205,7 @@ class Study(_Section):
     @classmethod
     def _folder_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", value):
-            raise ValueError(f"must be 1 to 64 letters, digits, '-' or '_', beginning with a letter or digit: {value!r}")
+            raise ValueError(f"must be 1 to 64 letters, digits, '-' or '_' and begin with neither sign: {value!r}")
         return value
 
     @field_validator("objectives")
@@ -277,7 +277,7 @@ class Constraint:
         return cls(match[1], match[2] == "<=", bound)
 
     def excess(self, metrics: Mapping[str, float]) -> float | None:
-        """By how much it is broken, relative to the bound: above 0 when broken, ``None`` while the metric is unknown."""
+        """By how much it is broken, as a share of the bound: above 0 when broken, ``None`` without the metric."""
         if self.metric not in metrics:
             return None
         difference = metrics[self.metric] - self.bound
@@ -379,7 +379,8 @@ def _absolute(raw: dict[str, Any], root: Path) -> None:
 
 
 def _explain(item: ErrorDetails) -> str:
-    location = [str(part) for part in item["loc"] if not str(part).startswith(("literal[", "constrained-", "function-"))]
+    inner = ("literal[", "constrained-", "function-")  # pydantic's names for the branches of a union
+    location = [str(part) for part in item["loc"] if not str(part).startswith(inner)]
     location = [part for part in location if part not in ("int", "float", "str")]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":

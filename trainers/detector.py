@@ -174,7 +174,7 @@ class _Trial:
         if baseline:
             # The base against a second build of itself: its ratio is 1 by definition, and what was measured tells how
             # far two equal detectors lie apart on this machine.
-            metrics = {name: 1.0 for name in ratios}
+            metrics = dict.fromkeys(ratios, 1.0)
             metrics.update({name.replace("latency", "aa"): value for name, value in ratios.items()})
         else:
             metrics = dict(ratios)

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import torch
-
 from mmengine.config import Config
 
 from spaces import patching

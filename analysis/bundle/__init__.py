@@ -1,1 +1,1 @@
-"""The parts of a bundle: its config, its network code, its pictures, its receipt, and the program that runs it alone."""
+"""The parts of a bundle: its config, network code, pictures and receipt, and the program that runs it alone."""

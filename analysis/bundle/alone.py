@@ -59,10 +59,10 @@ def load(bundle: str, device: str | None) -> Any:
     import torch
     from mmdet.apis import init_detector
 
-    weights = os.path.join(bundle, "weights.pth")
+    weights = f"{bundle}/weights.pth"
     stored = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    model = init_detector(os.path.join(bundle, "config.py"), weights, device=device)
+    model = init_detector(f"{bundle}/config.py", weights, device=device)
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     odd = sorted(name for name in built.keys() | given.keys() if built.get(name) != given.get(name))

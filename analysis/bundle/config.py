@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import keyword
 import math
-import os
 import runpy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +34,9 @@ def read_trial_config(path: Path) -> dict[str, Any]:
     try:
         values = runpy.run_path(str(path))
     except Exception as error:  # it is a program
-        raise HeadwayError(f"bundle: the trial's config {path} cannot be read: {type(error).__name__}: {error}") from error
+        raise HeadwayError(
+            f"bundle: the trial's config {path} cannot be read: {type(error).__name__}: {error}"
+        ) from error
     config = {key: value for key, value in values.items() if not key.startswith("__")}
     missing = [key for key in ("model", "test_dataloader", "test_evaluator") if key not in config]
     if missing:
@@ -84,7 +85,7 @@ def bundle_config(trial: Mapping[str, Any], heads: Heads, classes: Sequence[str]
     config["test_dataloader"] = loader
     config["test_evaluator"] = {**config["test_evaluator"], "ann_file": f"data/{annotations}"}
     for key, value in _texts(config):
-        if os.path.isabs(value) or value.startswith("~"):
+        if Path(value).is_absolute() or value.startswith("~"):
             raise HeadwayError(
                 f"bundle: must run on any machine, but {key} of the trial's config names a file of this one: {value}."
             )
@@ -108,7 +109,7 @@ def palette(count: int) -> list[tuple[int, int, int]]:
 def _without_pretrained(value: Any) -> Any:
     """Drops the files that weights were initialised from: all weights are in the bundle."""
     if isinstance(value, Mapping):
-        kept = {}
+        kept: dict[str, Any] = {}
         for key, item in value.items():
             if key == "pretrained" and isinstance(item, str):
                 kept[key] = None
@@ -147,7 +148,7 @@ def _written(value: Any, where: str, column: int, indent: int) -> str:
         words = all(isinstance(key, str) and key.isidentifier() and not keyword.iskeyword(key) for key in value)
         begins = [f"{key}=" if words else f"{key!r}: " for key, _ in items]
         opening, closing = ("dict(", ")") if words else ("{", "}")
-        parts = [(begin, item, f"{where}.{key}") for begin, (key, item) in zip(begins, items)]
+        parts = [(begin, item, f"{where}.{key}") for begin, (key, item) in zip(begins, items, strict=True)]
     elif isinstance(value, (list, tuple)):
         opening, closing = "[]" if isinstance(value, list) else "()"
         closing = ",)" if isinstance(value, tuple) and len(value) == 1 else closing

@@ -55,11 +55,13 @@ def read_validation(annotations: Path, images: Path, who: str = "data.val") -> V
         names = sorted({str(item["file_name"]) for item in content["images"]})
         content["annotations"], content["categories"]
     except OSError as error:
-        raise UserError(f"{who}.annotations: must be a file that can be read, but {annotations} is not "
-                        f"({error.strerror}).") from error
+        raise UserError(
+            f"{who}.annotations: must be a file that can be read, but {annotations} is not ({error.strerror})."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{who}.annotations: must be a COCO json, but {annotations} gives "
-                        f"{type(error).__name__}: {error}.") from error
+        raise UserError(
+            f"{who}.annotations: must be a COCO json, but {annotations} gives {type(error).__name__}: {error}."
+        ) from error
     digest = sha256(sha256(raw).digest())
     missing = []
     for name in names:
@@ -69,8 +71,10 @@ def read_validation(annotations: Path, images: Path, who: str = "data.val") -> V
             missing.append(name)
     if missing:
         few = ", ".join(missing[:_EXAMPLES]) + (", ..." if len(missing) > _EXAMPLES else "")
-        raise UserError(f"{who}.images: the {len(names)} images of {annotations} must be in {images}, but "
-                        f"{len(missing)} are missing: {few}.")
+        raise UserError(
+            f"{who}.images: the {len(names)} images of {annotations} must be in {images}, but "
+            f"{len(missing)} are missing: {few}."
+        )
     return ValidationData(annotations.absolute(), images.absolute(), digest.hexdigest(), content)
 
 

@@ -39,13 +39,14 @@ def draw(
     longer = max(image.size)
     scale = max(1, round(_LEAST_SIDE / longer)) if longer <= _LEAST_SIDE else min(1.0, _MOST_SIDE / longer)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    font = ImageFont.load_default(max(12, max(image.size) // 48))
+    letters = max(12, max(image.size) // 48)
+    font = ImageFont.load_default(letters)
     pen = max(2, max(image.size) // 320)
     canvas = ImageDraw.Draw(image)
     for x, y, width, height in truth:
         canvas.rectangle([scale * x, scale * y, scale * (x + width), scale * (y + height)], outline="white")
 
-    rows = list(zip(found["bboxes"], found["labels"], found["scores"]))
+    rows = list(zip(found["bboxes"], found["labels"], found["scores"], strict=True))
     sure = [row for row in rows if row[2] >= _SCORE]
     colours = palette(len(classes))
     for box, label, score in reversed(sure or rows[:_FEW]):  # the best on top
@@ -62,8 +63,8 @@ def draw(
     if not sure:
         caption = f"none with a score of {_SCORE} or more; the best {min(_FEW, len(rows))}" if rows else "no detections"
     caption += f"; thin white: the {len(truth)} annotated"
-    strip = 2 * font.size
-    page = Image.new("RGB", (image.width, image.height + round(strip)), "white")
+    strip = 2 * letters
+    page = Image.new("RGB", (image.width, image.height + strip), "white")
     page.paste(image)
     ImageDraw.Draw(page).text((strip / 4, image.height + strip / 4), caption, fill="black", font=font)
     page.save(out, quality=90)

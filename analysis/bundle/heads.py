@@ -41,7 +41,9 @@ class Heads:
         """Copies a part of a config with the types of the bundle: ``type='ComposedHead_1a2b3c4d'``."""
         if isinstance(value, Mapping):
             return {
-                key: self.names.get(item, item) if str(key).endswith("type") and isinstance(item, str) else self.rename(item)
+                key: self.names.get(item, item)
+                if str(key).endswith("type") and isinstance(item, str)
+                else self.rename(item)
                 for key, item in value.items()
             }
         if isinstance(value, (list, tuple)):
@@ -70,7 +72,7 @@ def copy_heads(modules: Iterable[str]) -> Heads:
     names = {name: f"{name}_{tag}" for name in sorted(registered)}
     files = {f"{_stem(name)}.py": _COPIED.format(name=name) + source.renamed(names) for name, source in sources.items()}
     stems = ", ".join(sorted(_stem(name) for name in sources))
-    files["__init__.py"] = f'{_DOC}\n\nfrom . import {stems}  # noqa: F401\n'
+    files["__init__.py"] = f"{_DOC}\n\nfrom . import {stems}  # noqa: F401\n"
     return Heads(f"heads_{tag}", files, names)
 
 
@@ -133,7 +135,7 @@ class _Source:
                 hidden.update(ast.walk(node))
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Constant) and node not in hidden and node.value in names:
-                edits.append((node, repr(names[node.value])))
+                edits.append((node, repr(names[str(node.value)])))
         return _edited(self.text, edits)
 
     def _read(self, node: ast.AST) -> None:

@@ -55,7 +55,10 @@ def run_alone(
         "images": str(images.absolute()) if images else None,
         "device": device,
     }
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors, tempfile.TemporaryDirectory() as cwd:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        tempfile.TemporaryDirectory() as cwd,
+    ):
         child = subprocess.Popen(
             [sys.executable, "-I", "-B", "-W", "ignore", str(_PROGRAM)],
             stdin=subprocess.PIPE,

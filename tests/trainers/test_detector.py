@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataRequest:
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def request_(data: DataRequest, tmp_path: Path) -> TrialRequest:
     return TrialRequest(
         number=0,

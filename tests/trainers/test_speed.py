@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainers import speed
-from trainers.config import load_base, plain
+from trainers.config import load_base
 from trainers.means import environment, keep_large_buffers
 from trainers.speed import measure, paired
 
@@ -86,7 +86,7 @@ def build(base: str, **head: Any) -> Any:
 
     init_default_scope("mmdet")
     torch.manual_seed(0)
-    model = plain(load_base(base)["model"])
+    model = load_base(base)["model"]
     model["bbox_head"].update(head)
     return MODELS.build(model).eval()
 

@@ -1,0 +1,29 @@
+# Two commands for a bare machine with Python 3.10 to 3.12 and a C++ compiler: `make demo` and `make test`.
+# Both do the set-up first (deploy/setup.sh), which is skipped when it is done.
+
+HEADWAY = .venv/bin/headway
+PYTHON_BIN = .venv/bin/python
+
+.PHONY: setup demo test test-slow lint types clean
+
+setup:
+	@bash deploy/setup.sh
+
+demo: setup
+	$(HEADWAY) demo
+
+test: setup
+	$(PYTHON_BIN) -m pytest -m "not slow"
+
+test-slow: setup
+	$(PYTHON_BIN) -m pytest -m slow
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: setup
+	.venv/bin/mypy
+
+clean:
+	rm -rf .venv .setup.lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache

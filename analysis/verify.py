@@ -1,0 +1,187 @@
+"""Runs a bundle again where Headway does not exist, and compares it with its receipt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.bundle.data import read_validation, recall
+from analysis.bundle.process import Progress, run_alone
+from analysis.bundle.receipt import hash_files, read_receipt
+from spaces.errors import HeadwayError, UserError
+
+TOLERANCE = 1e-3
+"""Largest difference of AP that counts as the same; CocoMetric itself rounds to 0.001."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What ``verify_bundle`` found out.
+
+    Attributes:
+        bundle: The bundle's folder.
+        trial: The trial's number.
+        ok: The files are those of the receipt, and the accuracy is the same.
+        reasons: Why not, when it is not.
+        warnings: What differs without making it wrong: versions, other figures, further files.
+        expected: AP of the receipt, 0 to 1.
+        found: AP measured now, ``None`` when it did not come to that.
+        images: Validation images that it was measured on.
+        files: By name ``same``, ``changed``, ``missing`` or ``new``.
+        metrics: All figures measured now.
+        versions: What it was run with now.
+        device: Where it ran.
+        blocked: Packages proved to be out of reach of the process that ran it.
+        seconds: How long it took.
+    """
+
+    bundle: str
+    trial: int
+    ok: bool
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    expected: float
+    found: float | None = None
+    images: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
+    blocked: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives the result as plain JSON types, the tolerance included."""
+        value: dict[str, Any] = json.loads(json.dumps({**asdict(self), "tolerance": TOLERANCE}))
+        return value
+
+    def __str__(self) -> str:
+        """Words the result for a person."""
+        lines = [f"{'Verified' if self.ok else 'NOT verified'}: {self.bundle} (trial {self.trial})"]
+        same = sum(state == "same" for state in self.files.values())
+        lines.append(f"  files: {same} of {len(self.files)} as in the receipt")
+        if self.found is not None:
+            lines.append(
+                f"  AP {self.found:.4f} on {self.images} images, {self.expected:.4f} in the receipt "
+                f"(difference {abs(self.found - self.expected):.4f}, {TOLERANCE:g} allowed)"
+            )
+            lines.append(f"  ran on {self.device} in {self.seconds:.0f} s, without {', '.join(self.blocked)}")
+        lines += [f"  because: {reason}" for reason in self.reasons]
+        lines += [f"  note: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+def verify_bundle(
+    folder: Path,
+    *,
+    annotations: Path | None = None,
+    images: Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Checks a bundle's files, then measures its accuracy in a process that has mmdet and not Headway.
+
+    A bundle whose files differ from the receipt is not run.
+
+    Args:
+        folder: The bundle.
+        annotations: COCO json of the validation split; by default where it lay when the bundle was made here.
+        images: Folder of its images; goes with ``annotations``.
+        device: ``cpu``, ``cuda:0``, ...; by default a GPU where there is one.
+        progress: Called with the images done and their number.
+
+    Returns:
+        The result; ``ok`` is False, with the reasons, when files or accuracy differ or the bundle does not run.
+
+    Raises:
+        UserError: There is no bundle, or no validation data, or it is not the data of the receipt.
+    """
+    begin = time.monotonic()
+    folder = folder.expanduser().absolute()
+    receipt = read_receipt(folder)
+    expected = float(receipt["metrics"]["bbox_mAP"]["value"])
+    files, reasons, warnings = _compare_files(receipt["files"], hash_files(folder))
+    known: dict[str, Any] = {"bundle": str(folder), "trial": receipt["trial"], "expected": expected, "files": files}
+    if reasons:
+        return Verification(**known, ok=False, reasons=tuple(reasons), warnings=tuple(warnings))
+
+    data = read_validation(*_locate(receipt, annotations, images), who="--annotations, --images")
+    wanted = receipt["data"]["validation_fingerprint"]
+    if data.fingerprint != wanted:
+        raise UserError(
+            f"--annotations, --images: must be the validation data of the receipt, which has the fingerprint "
+            f"{wanted[:16]}, but {data.annotations} with the images in {data.images} has {data.fingerprint[:16]}."
+        )
+    try:
+        run = run_alone(folder, annotations=data.annotations, images=data.images, device=device, progress=progress)
+    except HeadwayError as error:
+        return Verification(**known, ok=False, reasons=(str(error),), warnings=tuple(warnings))
+    found = float(run["metrics"].get("bbox_mAP", 0.0))
+    if abs(found - expected) > TOLERANCE + 1e-9:
+        reasons.append(f"AP is {found:.4f}, but {expected:.4f} in the receipt; {TOLERANCE:g} is allowed.")
+    if run["images"] != receipt["data"]["validation_images"]:
+        reasons.append(f"{run['images']} images were run, but {receipt['data']['validation_images']} in the receipt.")
+    warnings += _compare_figures(receipt["metrics"], run["metrics"])
+    warnings += _compare_versions(receipt["environment"]["exported"]["versions"], run["versions"])
+    return Verification(
+        **known,
+        ok=not reasons,
+        reasons=tuple(reasons),
+        warnings=tuple(warnings),
+        found=found,
+        images=run["images"],
+        metrics=run["metrics"],
+        versions=run["versions"],
+        device=run["device"],
+        blocked=tuple(run["blocked"]),
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _locate(receipt: Mapping[str, Any], annotations: Path | None, images: Path | None) -> tuple[Path, Path]:
+    if (annotations is None) != (images is None):
+        given, other = ("--annotations", "--images") if annotations else ("--images", "--annotations")
+        raise UserError(f"{given}: must come together with {other}, but came alone.")
+    if annotations is not None and images is not None:
+        return annotations.expanduser(), images.expanduser()
+    found = recall(str(receipt["data"]["validation_fingerprint"]))
+    if found is None:
+        raise UserError(
+            f"--annotations, --images: must name the validation data ({receipt['data']['validation_annotations']} and "
+            f"its {receipt['data']['validation_images']} images), since it is not known where it lies on this machine."
+        )
+    return found
+
+
+def _compare_files(told: Mapping[str, str], there: Mapping[str, str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """Gives the state of each file, what is wrong with them, and what is merely different."""
+    states = {name: "missing" if name not in there else "same" for name in told}
+    states.update({name: "changed" for name in told.keys() & there.keys() if told[name] != there[name]})
+    states.update(dict.fromkeys(there.keys() - told.keys(), "new"))
+    reasons = [f"{name} is {state}, by its SHA-256." for name, state in states.items() if state == "changed"]
+    reasons += [f"{name} is missing." for name, state in states.items() if state == "missing"]
+    new = [name for name, state in states.items() if state == "new"]
+    reasons += [f"{name} is code that is not in the receipt." for name in new if name.endswith((".py", ".pyc", ".so"))]
+    warnings = [f"{name} is not in the receipt." for name in new if not name.endswith((".py", ".pyc", ".so"))]
+    return states, reasons, warnings
+
+
+def _compare_figures(told: Mapping[str, Any], found: Mapping[str, float]) -> list[str]:
+    return [
+        f"{name} is {value:.4f}, but {told[name]['value']:.4f} in the receipt."
+        for name, value in found.items()
+        if name != "bbox_mAP" and told.get(name, {}).get("value") is not None
+        if abs(value - told[name]["value"]) > TOLERANCE + 1e-9
+    ]
+
+
+def _compare_versions(told: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} is {found.get(name, 'not there')}, but the bundle was made with {told.get(name, 'none')}."
+        for name in sorted(told.keys() | found.keys())
+        if told.get(name) != found.get(name)
+    ]

@@ -78,7 +78,7 @@ def export_bundle(
         for name, source in heads.files.items():
             _write(folder / "heads" / heads.package / name, source)
         _save(weights, data.classes, folder / "weights.pth")
-        versions = _draw(folder, validation, data.classes)
+        loaded = _draw(folder, validation, data.classes)
         receipt = make_receipt(
             record,
             study=study,
@@ -87,7 +87,8 @@ def export_bundle(
             validation=validation,
             why=why,
             needs=needs,
-            versions=versions,
+            versions=loaded["versions"],
+            packages=loaded["packages"],
         )
         _write(folder / "README.md", make_readme(receipt, str(config["model"]["type"]), heads.package))
         receipt["files"] = hash_files(folder)
@@ -199,11 +200,11 @@ def _save(weights: Mapping[str, Any], classes: tuple[str, ...], path: Path) -> N
         raise UserError(f"--out: must be writable, but {path.parent} gives: {error}.") from error
 
 
-def _draw(folder: Path, validation: ValidationData, classes: tuple[str, ...]) -> dict[str, str]:
+def _draw(folder: Path, validation: ValidationData, classes: tuple[str, ...]) -> dict[str, Any]:
     """Loads the unfinished bundle without Headway and draws what it detects.
 
     Returns:
-        The versions that it was loaded with.
+        What it was loaded with: ``versions`` and ``packages``.
     """
     chosen = some_images(validation.content, PICTURES)
     paths = [validation.images / image["file_name"] for image in chosen]
@@ -217,4 +218,4 @@ def _draw(folder: Path, validation: ValidationData, classes: tuple[str, ...]) ->
             if item["image_id"] == image["id"] and item["category_id"] in known
         ]
         draw(path, detections, truth, classes, folder / "detections" / f"{number}.jpg")
-    return dict(found["versions"])
+    return found

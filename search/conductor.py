@@ -66,6 +66,7 @@ class Conductor:
         self._listeners = listeners
         self._constraints = [Constraint.parse(text) for text in study.constraints]
         self._running: dict[int, float] = {}  # trial -> hours of its earlier starts
+        self._seconds: dict[int, float] = {}  # trial -> those of this start, at its last report
         self._left = [record.number for record in store.records() if not record.state.finished]
         self._began = time.monotonic()
         self._seconds_before = store.seconds_run
@@ -76,8 +77,11 @@ class Conductor:
         """Gives the next trial to run: first what an earlier process left, then new proposals."""
         if len(self._running) >= self.concurrent:
             return Pause.WAIT
-        if self._left:
-            return self._begin(self._left.pop(0))
+        while self._left:
+            number = self._left.pop(0)
+            # A kill may have come between a figure that breaks a constraint and the end that it means.
+            if self._feasible(self.store.record(number)):
+                return self._begin(number)
         records = self.store.records()
         if not records:
             return self._begin(self.store.propose_baseline(self.space).number)
@@ -85,7 +89,8 @@ class Conductor:
             return Pause.WAIT if self._running else Pause.FINISHED
         if self.store.reference_ms is None:
             return Pause.WAIT  # every ratio refers to the baseline's latency
-        if self._spent(records):
+        # Asked some ten times a second: a space that was searched in vain is not searched again.
+        if self._spent(records) or self.exhausted:
             return Pause.WAIT if self._running else Pause.FINISHED
         proposed = self.store.propose(self.space)
         if proposed is None:
@@ -98,6 +103,9 @@ class Conductor:
         record = self.store.record(number)
         if record.state.finished:
             return False
+        if report.seconds < self._seconds.get(number, 0.0):  # its process died and was started again
+            self._running[number] = record.compute_hours
+        self._seconds[number] = report.seconds
         seconds = self._running.get(number, 0.0) * 3600 + report.seconds
         self.store.seconds_run = self._seconds_before + time.monotonic() - self._began
         bad = sorted(name for name, value in report.metrics.items() if not math.isfinite(value))
@@ -128,10 +136,16 @@ class Conductor:
     def _begin(self, number: int) -> TrialRequest:
         record = self.store.start(number)
         self._running[number] = record.compute_hours
-        self._tell(record)
+        self._seconds.pop(number, None)
         study = self.study
         speed = None
-        if self.store.speed(self._speed_key(record.knobs)) is None or (number == 0 and not self.store.reference_ms):
+        known = self.store.speed(self._speed_key(record.knobs))
+        if known is not None and "latency_ratio" not in record.metrics:
+            # Measured with another design of the same architecture; a trainer that is not asked to time says nothing.
+            self.store.update(number, self._in_ms(known), {}, record.compute_hours * 3600)
+            record = self.store.record(number)
+        self._tell(record)
+        if known is None or (number == 0 and not self.store.reference_ms):
             speed = SpeedRequest(
                 size=study.speed_size,
                 batch=study.speed.batch,
@@ -160,17 +174,16 @@ class Conductor:
         )
 
     def _counted(self, number: int, report: TrialReport, seconds: float) -> bool:
-        cached = self.store.speed(self._speed_key(self.store.record(number).knobs)) or {}
-        metrics = {**report.metrics, **self._in_ms(cached)}
-        self.store.update(number, metrics, report.attrs, seconds)
-        return self._feasible(number)
+        self.store.update(number, report.metrics, report.attrs, seconds)
+        return self._still_feasible(number)
 
     def _timed(self, number: int, report: TrialReport, seconds: float) -> bool:
         if number == 0 and self.store.reference_ms is None:
             self.store.reference_ms = report.metrics["reference_ms"]
-        self.store.set_speed(self._speed_key(self.store.record(number).knobs), report.metrics)
         self.store.update(number, self._in_ms(report.metrics), report.attrs, seconds)
-        return self._feasible(number)
+        # After the trial's own figures: once the speed is known here, no start of it is asked to time again.
+        self.store.set_speed(self._speed_key(self.store.record(number).knobs), report.metrics)
+        return self._still_feasible(number)
 
     def _epoch(self, number: int, report: TrialReport, seconds: float) -> bool:
         self.store.add_epoch(number, EpochRecord(report.epoch, report.metrics, seconds))
@@ -204,14 +217,20 @@ class Conductor:
             self._end(number, TrialState.COMPLETE)
         return False
 
-    def _feasible(self, number: int) -> bool:
+    def _still_feasible(self, number: int) -> bool:
         record = self.store.record(number)
+        if not self._feasible(record):
+            return False
+        self._tell(record)
+        return True
+
+    def _feasible(self, record: TrialRecord) -> bool:
+        """Ends a trial that breaks a constraint; the baseline may."""
         broken = [item for item in self._constraints if (item.excess(record.metrics) or 0) > 0]
         if not broken or record.baseline:
-            self._tell(record)
             return True
         values = "; ".join(f"{item}, but it is {record.metrics[item.metric]:.4g}" for item in broken)
-        self._end(number, TrialState.INFEASIBLE, reason=f"must hold: {values}")
+        self._end(record.number, TrialState.INFEASIBLE, reason=f"must hold: {values}")
         return False
 
     def _end(self, number: int, state: TrialState, *, reason: str | None = None, traceback: str | None = None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis.pareto import front_rows, write_front_csv, write_front_json
 from analysis.plots import pareto_html, pareto_png
@@ -17,8 +18,9 @@ from search.conductor import Conductor
 from search.folder import claimed, write_study
 from search.progress import Progress
 from search.resources import divide
-from search.store import Store
+from search.store import Store, safe_url
 from search.study import Study
+from search.tracking import public_uri
 from spaces.base import facts
 from spaces.errors import HeadwayError
 from spaces.space import Space, build_space
@@ -98,15 +100,18 @@ def run(
         HeadwayError: The baseline failed.
     """
     from search import ray_adapter
-    from search.tracking import Tracker, default_uri
+    from search.tracking import Tracker, default_uri, is_database
+    from search.tracking.server import reach
 
     folder = root / study.name
     data, report, space = prepare(study)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
-        ray_adapter.connect(address)
-        share = divide(study.resources, *ray_adapter.capacity())
+        if study.tracking.uri and not is_database(study.tracking.uri):
+            reach(study.tracking.uri)  # before anything is written
         store = Store.create(folder, study, extend=extend)
+        ray_adapter.connect(address)  # late, since it takes long
+        share = divide(study.resources, *ray_adapter.capacity())
         records = store.records()
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
         tracker = Tracker.open(
@@ -114,7 +119,7 @@ def run(
             experiment=study.tracking.experiment or study.name,
             study=study.name,
             study_folder=folder,
-            params=study.dump(),
+            params=_public(study),
             objectives=study.objective_records,
         )
         write_study(folder, study)
@@ -139,7 +144,7 @@ def run(
         records = store.records()
         finished = all(record.state.finished for record in records)
         write_pages(folder, study, records)
-        tracker.close("FINISHED" if finished and not conductor.baseline_failure else "FAILED")
+        tracker.close("FAILED" if conductor.baseline_failure else "FINISHED" if finished else "KILLED")
         for record in records:
             _clean(folder / record.folder, record)
         if conductor.baseline_failure:
@@ -164,6 +169,16 @@ def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord]) -> N
     (folder / "pareto.png").write_bytes(pareto_png(records, objectives, title=study.name))
     write_front_csv(rows, folder / "front.csv")
     write_front_json(rows, folder / "front.json")
+
+
+def _public(study: Study) -> dict[str, Any]:
+    """The study file without the credentials that addresses may hold, for pages that others read."""
+    told = study.dump()
+    if study.storage:
+        told["storage"] = safe_url(study.storage)
+    if study.tracking.uri:
+        told["tracking"]["uri"] = public_uri(study.tracking.uri)
+    return told
 
 
 class _Throttled:

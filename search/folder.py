@@ -31,7 +31,8 @@ def find_study(word: str, root: Path) -> tuple[Path, Study]:
     """
     path = Path(word)
     if path.is_file():
-        folder = root / load(path).name
+        own = path.name == STUDY_FILE and (path.parent / ".lock").exists()
+        folder = path.parent.absolute() if own else root / load(path).name
     elif (path / STUDY_FILE).is_file():
         folder = path.absolute()
     else:

@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import shutil
+import signal
+import threading
 import traceback
 import warnings
 from dataclasses import asdict
@@ -66,6 +68,9 @@ def connect(address: str | None) -> None:
                 raise
             first = str(error).splitlines()[0]
             raise UserError(f"--address: must be a running Ray cluster, but {address} gives: {first}") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler prints a stack dump and aborts; what a scheduler asks to end shall end like Ctrl-C.
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
 def capacity() -> tuple[int, int]:

@@ -7,8 +7,8 @@ that side. Ranking all designs by accuracy would stop every fast one; non-domina
 is a hair faster than the rest.
 
 Promises: the baseline is never stopped; nobody is stopped by fewer than ``factor - 1`` rivals; a design that no rival
-surpasses is never stopped, so none is that no other dominates at the rung; a decision depends on the points recorded
-at the rung so far and on nothing else.
+surpasses is never stopped, so none is that no other dominates at the rung, costs within 5 % counting as equal; a
+decision depends on the points recorded at the rung so far and on nothing else.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +21,11 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from analysis.record import EpochRecord, TrialRecord, TrialState
 from search.sampler import baseline_sampler, make_sampler
@@ -40,6 +43,8 @@ _FILE = "headway:study_file"
 _SPEED = "headway:speed:"
 _REFERENCE = "headway:reference_ms"
 _ATTEMPTS = 150
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+_CONNECT_SECONDS = 5.0
 
 
 def default_url(folder: Path) -> str:
@@ -48,11 +53,10 @@ def default_url(folder: Path) -> str:
 
 
 def safe_url(url: str) -> str:
-    """The URL without its password, for messages."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+    """The URL without user, password and query, for messages."""
+    if "://" not in url:
         return "the given URL"
+    return re.sub(r"://.*@", "://***@", url).partition("?")[0]
 
 
 class Store:
@@ -72,14 +76,19 @@ class Store:
             UserError: The storage cannot be opened, or it holds another study under this name.
         """
         storage = _open_storage(study.storage or default_url(folder))
-        directions = [objective.direction for objective in study.objectives]
         with _explained(study.storage or default_url(folder)):
-            optuna_study = optuna.create_study(
-                storage=storage, study_name=study.name, directions=directions, load_if_exists=True
-            )
+            optuna_study = _open_study(storage, study)
             known = optuna_study.user_attrs.get(_FILE)
+            if known is not None and not optuna_study.get_trials(deepcopy=False):
+                # A start that came to nothing, for wrong resources say, binds nobody to its study file.
+                optuna.delete_study(study_name=study.name, storage=storage)
+                optuna_study, known = _open_study(storage, study), None
             if known is not None:
                 check_unchanged(known, study, extend)
+            elif optuna_study.get_trials(deepcopy=False) or optuna_study.directions != _directions(study):
+                raise UserError(
+                    f"storage: holds a study '{study.name}' that Headway did not make; give this one another name."
+                )
             if known != study.dump():
                 optuna_study.set_user_attr(_FILE, study.dump())
             store = cls(storage, optuna_study, study)
@@ -211,10 +220,9 @@ class Store:
             for name, excess in broken.items():
                 if name not in told:
                     trial.set_constraint(name, excess)
-        if reason:
-            self._set(number, "reason", reason)
-        if traceback:
-            self._set(number, "traceback", traceback)
+        # Also when there is none: a kill may have left those of an end that did not come about.
+        self._set(number, "reason", reason)
+        self._set(number, "traceback", traceback)
         self._set(number, "finished", time.time())
         self._set(number, "state", state.value)
         self._tell(self.record(number))
@@ -277,6 +285,16 @@ class Store:
                 self._tell(record)
 
 
+def _open_study(storage: BaseStorage, study: Study) -> optuna.Study:
+    return optuna.create_study(
+        storage=storage, study_name=study.name, directions=_directions(study), load_if_exists=True
+    )
+
+
+def _directions(study: Study) -> list[StudyDirection]:
+    return [StudyDirection[objective.direction.upper()] for objective in study.objectives]
+
+
 def check_unchanged(known: Mapping[str, Any], study: Study, extend: bool) -> None:
     """Refuses to continue a study whose file has changed.
 
@@ -304,7 +322,10 @@ def _grew(old: float | None, new: float | None) -> bool:
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key]) if key in values else "(absent)"
+    if key not in values:
+        return "(absent)"
+    value = values[key]
+    return json.dumps(safe_url(value) if key in ("storage", "tracking.uri") and value else value)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -334,7 +355,9 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
         folder=f"trials/{values['number']:04d}",
         attrs=values.get("attrs", {}),
     )
-    later = ("reason", "traceback", "started", "finished", "compute_hours")
+    later = ["started", "compute_hours"]
+    if record.state.finished:
+        later += ["reason", "traceback", "finished"]
     return replace(record, **{key: values[key] for key in later if key in values})
 
 
@@ -343,6 +366,10 @@ def _open_storage(url: str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     with _explained(url):
+        parts = make_url(url)
+        if parts.host and (port := parts.port or _PORTS.get(parts.get_backend_name())):
+            # Drivers wait minutes for a host that does not answer.
+            socket.create_connection((parts.host, port), _CONNECT_SECONDS).close()
         return RDBStorage(url, engine_kwargs=options)
 
 
@@ -350,8 +377,10 @@ def _open_storage(url: str) -> BaseStorage:
 def _explained(url: str) -> Iterator[None]:
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, OSError) as error:
         cause = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
+        password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+        cause = cause.replace(password, "***") if password else cause
         message = f"storage: must be an SQLAlchemy URL of a reachable database, but {safe_url(url)} gives: {cause}"
         raise UserError(message) from error
     except RuntimeError as error:

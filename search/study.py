@@ -34,7 +34,10 @@ ACCURACIES: Mapping[str, str] = {
     "bbox_mAP_l": "AP of large objects",
 }
 
-Positive = Annotated[int, Field(gt=0)]
+# Strict: YAML tells numbers from text and from true and false, so a "8" or a true is a mistake.
+Positive = Annotated[int, Field(gt=0, strict=True)]
+# A side in px: heads look at strides up to 32 and more.
+Side = Annotated[int, Field(ge=32, strict=True)]
 
 
 class _Section(BaseModel):
@@ -53,7 +56,7 @@ class DigitsSection(_Section):
 
     train: Positive = 320
     val: Positive = 80
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
 
 
 class DataSection(_Section):
@@ -63,7 +66,7 @@ class DataSection(_Section):
     val: SplitSection | None = None
     digits: DigitsSection | None = None
     classes: tuple[str, ...] | None = None
-    size: tuple[Positive, Positive]
+    size: tuple[Side, Side]
     """Width and height in px that images are resized into, keeping their aspect ratio."""
 
     @model_validator(mode="after")
@@ -98,23 +101,23 @@ class BudgetSection(_Section):
     of the command's run time no further trial is started.
     """
 
-    trials: Annotated[int, Field(ge=1, le=100_000)] = 64
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 12
-    hours: Annotated[float, Field(gt=0)] | None = None
+    trials: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 64
+    epochs: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 12
+    hours: Annotated[float, Field(gt=0, strict=True)] | None = None
 
 
 class RungsSection(_Section):
     """Trials are compared after epochs first, first x factor, first x factor^2, ...; about 1 in ``factor`` goes on."""
 
     first: Positive = 1
-    factor: Annotated[int, Field(ge=2)] = 3
+    factor: Annotated[int, Field(ge=2, strict=True)] = 3
 
 
 class SamplerSection(_Section):
     """Who proposes; the first ``startup`` proposals of TPE are random."""
 
     name: Literal["tpe", "random"] = "tpe"
-    startup: Annotated[int, Field(ge=1)] = 12
+    startup: Annotated[int, Field(ge=1, strict=True)] = 12
 
 
 class WeightsSection(_Section):
@@ -141,13 +144,13 @@ class TrainingSection(_Section):
     """Batch and learning rate; ``null`` for the base config's."""
 
     batch: Positive | None = None
-    lr: Annotated[float, Field(gt=0)] | None = None
+    lr: Annotated[float, Field(gt=0, strict=True)] | None = None
 
 
 class ResourcesSection(_Section):
     """What one trial gets, and how many run side by side; ``auto`` fits this machine or cluster."""
 
-    gpus: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    gpus: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     cpus: Literal["auto"] | Positive = "auto"
     workers: Positive = 1
     concurrent: Literal["auto"] | Positive = "auto"
@@ -164,11 +167,11 @@ class SpeedSection(_Section):
     """How latency is measured; ``size`` (height, width) is ``null`` for the data's size, padded to a multiple of 32."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    size: tuple[Positive, Positive] | None = None
+    size: tuple[Side, Side] | None = None
     batch: Positive = 1
     postprocess: bool = True
-    pairs: Annotated[int, Field(ge=3)] = 9
-    seconds: Annotated[float, Field(gt=0)] = 5.0
+    pairs: Annotated[int, Field(ge=3, strict=True)] = 9
+    seconds: Annotated[float, Field(gt=0, strict=True)] = 5.0
 
 
 class TrackingSection(_Section):
@@ -199,7 +202,7 @@ class Study(_Section):
     speed: SpeedSection = SpeedSection()
     tracking: TrackingSection = TrackingSection()
     storage: str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
 
     @field_validator("name")
     @classmethod
@@ -215,7 +218,10 @@ class Study(_Section):
         if len(set(metrics)) != len(metrics):
             raise ValueError(f"must not name a metric twice, but got {choices(metrics)}")
         if len(value) < 2 or metrics[0] not in ACCURACIES:
-            raise ValueError(f"must be an accuracy ({choices(ACCURACIES)}) first, then one or more others")
+            raise ValueError(
+                f"must be an accuracy ({choices(ACCURACIES)}) first, then one or more others, "
+                f"but got {', '.join(metrics) or 'none'}"
+            )
         return value
 
     @field_validator("constraints")
@@ -301,7 +307,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise UserError(f"study file: must exist, but there is no file {path}.")
     try:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
+    # A date that does not exist is a ValueError.
+    except (YAMLError, ValueError, OSError) as error:
         raise UserError(f"{path}: must be YAML: {_one_line(error)}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping with name, base, data and space, but got {type(raw).__name__}.")
@@ -321,8 +328,11 @@ def parse(raw: Mapping[str, Any], who: str) -> Study:
     try:
         return Study.model_validate(raw)
     except ValidationError as error:
-        problems = [_explain(item) for item in error.errors()]
-        raise UserError(f"{who}: " + "\n  ".join(dict.fromkeys(problems))) from error
+        grouped: dict[tuple[str, ...], list[ErrorDetails]] = {}
+        for item in error.errors():
+            grouped.setdefault(_location(item), []).append(item)
+        problems = [_explain(location, items) for location, items in grouped.items()]
+        raise UserError(f"{who}: " + "\n  ".join(problems)) from error
 
 
 def parse_value(text: str) -> Any:
@@ -333,7 +343,7 @@ def parse_value(text: str) -> Any:
     """
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise UserError(f"--set: the value must be YAML, but got '{text}'.") from error
 
 
@@ -365,7 +375,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
 def _absolute(raw: dict[str, Any], root: Path) -> None:
     def fix(section: Any, key: str, keep: tuple[str, ...] = ()) -> None:
         if isinstance(section, dict) and isinstance(section.get(key), str) and section[key] not in keep:
-            section[key] = str((root / Path(section[key]).expanduser()).absolute())
+            section[key] = _absolute_path(section[key], root)
 
     data = raw.get("data")
     if isinstance(data, dict):
@@ -376,22 +386,62 @@ def _absolute(raw: dict[str, Any], root: Path) -> None:
     fix(raw.get("weights"), "backbone", ("auto", "none"))
     if isinstance(raw.get("base"), str) and "::" not in raw["base"]:
         fix(raw, "base")
+    # The same command must find them again from wherever it is given.
+    for section, key in ((raw, "storage"), (raw.get("tracking"), "uri")):
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            scheme, found, path = section[key].partition(":///")
+            if found and scheme.split("+")[0] == "sqlite" and path and not path.startswith(("/", ":", "file:")):
+                section[key] = f"{scheme}:///{_absolute_path(path, root)}"
 
 
-def _explain(item: ErrorDetails) -> str:
-    inner = ("literal[", "constrained-", "function-")  # pydantic's names for the branches of a union
-    location = [str(part) for part in item["loc"] if not str(part).startswith(inner)]
-    location = [part for part in location if part not in ("int", "float", "str")]
+def _absolute_path(text: str, root: Path) -> str:
+    try:
+        return str((root / Path(text).expanduser()).absolute())
+    except RuntimeError as error:  # the ~ of a user who does not exist
+        raise UserError(f"study file: '{text}' must be a path, but {str(error).rstrip('.').lower()}.") from error
+
+
+def _location(item: ErrorDetails) -> tuple[str, ...]:
+    parts = [str(part) for part in item["loc"]]
+    # pydantic names the members of a union as if they were keys.
+    unions = ("literal[", "constrained-", "function-")
+    return tuple(part for part in parts if not part.startswith(unions) and part not in ("int", "float", "str"))
+
+
+# pydantic's own words are about Python's types.
+_RULES: Mapping[str, str] = {
+    **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a section of keys and values"),
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+}
+
+
+def _explain(location: tuple[str, ...], items: Sequence[ErrorDetails]) -> str:
+    """Words what is wrong at one key; a choice of types has one item for each."""
     key = ".".join(location)
-    if item["type"] == "extra_forbidden":
-        return _unknown_key(location)
-    if item["type"] == "missing":
+    kinds = {item["type"] for item in items}
+    if "extra_forbidden" in kinds:
+        return _unknown_key(list(location))
+    if "missing" in kinds:
         return f"{key}: is required."
+    rules = list(dict.fromkeys(_rule(item) for item in items))
+    rule = " or ".join([rules[0], *(item.removeprefix("must be ") for item in rules[1:])])
+    shown = repr(items[0].get("input"))
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return f"{key}: {rule}." if "value_error" in kinds else f"{key}: {rule}, but got {shown}."
+
+
+def _rule(item: ErrorDetails) -> str:
+    if item["type"] in _RULES:
+        return _RULES[item["type"]]
+    if item["type"] in ("too_long", "too_short"):
+        return f"must be a list of {item['ctx'].get('max_length', item['ctx'].get('min_length'))}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = message[0].lower() + message[1:]
-    shown = item.get("input")
-    suffix = "" if item["type"] == "value_error" else f", but got {shown!r}"
-    return f"{key}: {message}{suffix}."
+    return f"must {message.removeprefix('should ')}" if message.startswith("should ") else message
 
 
 def _unknown_key(location: list[str]) -> str:

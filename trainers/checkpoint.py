@@ -63,11 +63,11 @@ def newest(folder: Path, mark: str) -> tuple[Path, dict[str, Any]] | None:
 
     Args:
         folder: The trial's folder.
-        mark: ``fingerprint`` of the request; checkpoints of anything else are passed over.
+        mark: ``fingerprint`` of the request.
 
     Returns:
-        Its path and content; ``None`` where there is none. Damaged files are renamed to ``.broken``, so that they
-        count for nothing again.
+        Its path and content; ``None`` where there is none. Damaged files are renamed to ``.broken`` and those of
+        another request to ``.stale``, so that neither counts as this trial's newest again.
     """
     for epoch, path in checkpoints(folder):
         try:
@@ -77,7 +77,9 @@ def newest(folder: Path, mark: str) -> tuple[Path, dict[str, Any]] | None:
             good = False
         if not good:
             os.replace(path, path.with_suffix(".broken"))
-        elif content["meta"].get("fingerprint") == mark:
+        elif content["meta"].get("fingerprint") != mark:
+            os.replace(path, path.with_suffix(".stale"))
+        else:
             return path, content
     return None
 
@@ -102,4 +104,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-

@@ -216,8 +216,8 @@ def _data(request: TrialRequest, base: Config, facts: DataFacts, batch: int) -> 
     # Boxes are needed in validation as well: without them mmdet's `rescale` has no ground truth, and `ignore` no flags.
     load = {"type": "LoadAnnotations", "with_bbox": True, **({"with_mask": True} if mask else {})}
     meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-    train = [{"type": "LoadImageFromFile"}, load, resize, *_flip(base), {"type": "PackDetInputs"}]
-    val = [
+    train: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, load, resize, *_flip(base), {"type": "PackDetInputs"}]
+    val: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         resize,
         {"type": "LoadAnnotations", "with_bbox": True},

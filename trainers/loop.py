@@ -1,4 +1,4 @@
-"""mmengine's Runner, tamed for trials: own log file, own checkpoints, randomness that depends on seed and epoch only."""
+"""mmengine's Runner for trials: its own log file and checkpoints, randomness by seed and epoch alone."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ class Reproducible(Hook):  # type: ignore[misc]
 
     def __init__(self, seed: int) -> None:
         # Shared memory: loader processes that live through all epochs must see the epoch too.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._epoch: torch.Tensor = torch.zeros(1, dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         self._seed = seed
 
     def before_train(self, runner: Runner) -> None:

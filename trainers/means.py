@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 from pathlib import Path
@@ -44,7 +45,8 @@ def keep_large_buffers() -> bool:
         return False
     # One arena for threads to come: any other one gives buffers above 64 MiB back whatever the thresholds say.
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _MMAP), (_M_TRIM_THRESHOLD, _TRIM))
-    return all([mallopt(name, value) for name, value in settings])
+    done = [mallopt(name, value) for name, value in settings]
+    return all(done)
 
 
 def settle(threads: int) -> None:
@@ -63,7 +65,7 @@ def settle(threads: int) -> None:
     torch.backends.cudnn.benchmark = False
     # Operators without a deterministic form (deformable convolutions on CUDA) warn and go on.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 class PeakMemory:
@@ -76,10 +78,9 @@ class PeakMemory:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
-            try:  # a process that ran other trials before has their peak; Linux lets it be reset
+            # A process that ran other trials before has their peak; Linux lets it be reset.
+            with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            except OSError:
-                pass
 
     def megabytes(self) -> float:
         """The device's peak of allocated memory on CUDA, the process's peak of resident memory on a CPU."""

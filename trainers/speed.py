@@ -79,9 +79,7 @@ def measure(
     inputs = inputs.to(device)
     if device == "cpu":
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    passes = [
-        detector_pass(prepare(model, device), inputs, postprocess=postprocess) for model in (candidate, baseline)
-    ]
+    passes = [detector_pass(prepare(model, device), inputs, postprocess=postprocess) for model in (candidate, baseline)]
     with exclusive(lease), torch.inference_mode():
         for one in passes * warm_up:
             one()
@@ -140,7 +138,7 @@ def prepare(model: nn.Module, device: str) -> nn.Module:
     from mmcv.cnn import fuse_conv_bn
 
     model = fuse_conv_bn(copy.deepcopy(model).eval()).to(device)
-    return model.to(memory_format=torch.channels_last) if device == "cpu" else model
+    return model.to(memory_format=torch.channels_last) if device == "cpu" else model  # type: ignore[call-overload]
 
 
 def detector_pass(model: Any, inputs: Tensor, *, postprocess: bool) -> Pass:
@@ -203,7 +201,8 @@ def _wall_ms(function: Pass) -> float:
 def _cuda_ms(function: Pass) -> float:
     # Starting from an idle device, so that nothing of the pass before is in this one's time.
     torch.cuda.synchronize()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     begin.record()
     function()
     end.record()

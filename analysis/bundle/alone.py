@@ -123,6 +123,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def packages() -> dict[str, str]:
+    """Names under which mmdet and what it rests on are installed: they have gone by several."""
+    from importlib.metadata import packages_distributions
+
+    found = packages_distributions()
+    return {name: found[name][0] for name in ("mmcv", "mmengine", "mmdet") if name in found}
+
+
 def main() -> None:
     """Does the job that standard input names."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -147,7 +155,7 @@ def main() -> None:
             step = "measuring it on the validation images"
             result.update(measure(model, job["annotations"], job["images"], tell))
         step = "proving that Headway was absent"
-        result.update(blocked=blocker.prove(), versions=versions())
+        result.update(blocked=blocker.prove(), versions=versions(), packages=packages())
     except Exception as error:
         tell("error", f"{step} failed: {type(error).__name__}: {error}")
     else:

@@ -57,7 +57,9 @@ def draw(
             place = (place[0], place[1] - top)
             left, top, right, bottom = canvas.textbbox(place, text, font=font, anchor="lb")
         canvas.rectangle([left, top, right, bottom], fill=colours[label])
-        canvas.text(place, text, fill="black", font=font, anchor="lb")
+        red, green, blue = colours[label]
+        ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 110 else "white"
+        canvas.text(place, text, fill=ink, font=font, anchor="lb")
 
     caption = f"{len(sure)} detections with a score of {_SCORE} or more"
     if not sure:

@@ -41,8 +41,9 @@ def run_alone(
         progress: Called with the images done and their number.
 
     Returns:
-        ``blocked``, ``versions`` and ``device``; ``detections``, a mapping an image with ``bboxes``, ``labels`` and
-        ``scores``, best first; ``metrics`` and the number of ``images`` when measured.
+        ``blocked``, ``versions``, ``packages`` (names of distributions) and ``device``; ``detections``, a mapping an
+        image with ``bboxes``, ``labels`` and ``scores``, best first; ``metrics`` and the number of ``images`` when
+        measured.
 
     Raises:
         HeadwayError: The bundle does not load or run; the message says in which step and why.

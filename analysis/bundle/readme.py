@@ -34,9 +34,9 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
     figures = [figure(name, metrics[name]) for name in _SHOWN if name in metrics]
     size, data = receipt["image_size"], receipt["data"]
     name = receipt["study"].get("name", "a study")
-    wheels = " ".join(
-        f"{key} {versions[key]}" for key in ("python", "torch", "mmcv", "mmengine", "mmdet") if key in versions
-    )
+    packages = receipt["environment"]["exported"].get("packages", {})
+    tried = ("python", "torch", "mmcv", "mmengine", "mmdet")
+    wheels = ", ".join(f"{packages.get(key, key)} {versions[key]}" for key in tried if key in versions)
     needs = ", ".join(receipt["needs"])
     code = (
         f"- `heads/{package}/`: the network code that mmdet does not have; `config.py` finds it by itself.\n"

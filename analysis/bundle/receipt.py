@@ -58,6 +58,7 @@ def make_receipt(
     why: str,
     needs: list[str],
     versions: Mapping[str, str],
+    packages: Mapping[str, str],
 ) -> dict[str, Any]:
     """Makes the receipt as plain JSON types, without a path of this machine and, so far, without ``files``.
 
@@ -70,6 +71,7 @@ def make_receipt(
         why: Why this trial was picked.
         needs: Modules of the base's own that the bundle needs besides mmdet.
         versions: What the bundle was loaded with when it was made.
+        packages: Names of the distributions of mmcv, mmengine and mmdet.
     """
     attrs = record.attrs
     receipt = {
@@ -102,7 +104,11 @@ def make_receipt(
                 "speed_threads": attrs.get("speed_threads"),
                 "backbone": attrs.get("backbone"),
             },
-            "exported": {"versions": dict(versions), "platform": f"{platform.system()} {platform.machine()}"},
+            "exported": {
+                "versions": dict(versions),
+                "packages": dict(packages),
+                "platform": f"{platform.system()} {platform.machine()}",
+            },
             "headway": headway_version(),
         },
     }

@@ -1,21 +1,80 @@
 """Deformable convolutions in the towers of a dense head."""
 
+import math
+
+import torch
 from mmcv.cnn import ConvModule
-from mmcv.ops import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, deform_conv2d, modulated_deform_conv2d
 from mmdet.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class _PlainGradient(torch.autograd.Function):
+    """Identity whose gradient lies in memory as (N, C, H, W)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
 
 
 class DeformableConv(DeformConv2dPack):
-    """Version 1, on maps of any size: mmcv's pack refuses those smaller than its kernel (P7 of small images)."""
+    """Version 1 for maps of any size, any batch and any memory format.
+
+    mmcv's pack refuses maps smaller than its kernel (P7 of small images), and its operator refuses channels-last
+    tensors and batches above 32 that are no multiple of 32.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H, W)."""
-        # The parent's parent pads small maps with the zeros that lie outside of them anyway.
-        return DeformConv2d.forward(self, x, self.conv_offset(x))
+        offset = self.conv_offset(x).contiguous()
+        x = x.contiguous()
+        short = [max(kernel - side, 0) for kernel, side in zip(self.kernel_size, x.shape[2:])]
+        if any(short):
+            # Zeros lie outside of the map anyway.
+            x, offset = (F.pad(tensor, (0, short[1], 0, short[0])) for tensor in (x, offset))
+        out = deform_conv2d(
+            x,
+            offset,
+            self.weight.contiguous(),
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.deform_groups,
+            False,
+            math.gcd(self.im2col_step, len(x)),
+        )
+        out = _PlainGradient.apply(out)
+        return out[:, :, : out.shape[2] - short[0], : out.shape[3] - short[1]]
 
 
-TYPES = {1: DeformableConv, 2: ModulatedDeformConv2dPack}
+class ModulatedDeformableConv(ModulatedDeformConv2dPack):
+    """Version 2 for any memory format: mmcv's CPU operator reads channels-last tensors as if they were not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H, W)."""
+        first, second, mask = torch.chunk(self.conv_offset(x), 3, dim=1)
+        out = modulated_deform_conv2d(
+            x.contiguous(),
+            torch.cat((first, second), dim=1).contiguous(),
+            torch.sigmoid(mask).contiguous(),
+            self.weight.contiguous(),
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.deform_groups,
+        )
+        return _PlainGradient.apply(out)
+
+
+TYPES = {1: DeformableConv, 2: ModulatedDeformableConv}
 
 
 @MODELS.register_module()

@@ -48,7 +48,9 @@ def test_our_bases_are_plain_mmdet(path: Path) -> None:
 
 def test_load_base_finds_shipped_own_and_files(tmp_path: Path) -> None:
     assert load_base(GFL)["model"]["type"] == "GFL"
-    assert load_base("headway::gfl_tiny")["model"]["type"] == load_base("headway::gfl_tiny.py")["model"]["type"] == "GFL"
+    assert (
+        load_base("headway::gfl_tiny")["model"]["type"] == load_base("headway::gfl_tiny.py")["model"]["type"] == "GFL"
+    )
     file = tmp_path / "mine.py"
     file.write_text("model = dict(type='FCOS', backbone=dict(type='ResNet', depth=50))")
     assert load_base(str(file))["model"]["type"] == "FCOS"

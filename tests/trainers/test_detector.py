@@ -155,9 +155,9 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(request_: TrialReques
 
 
 def test_a_checkpoint_of_another_design_is_not_continued(request_: TrialRequest) -> None:
-    request = replace(request_, epochs=1)
-    run(request)
-    assert phases(run(replace(request, seed=4)))[:2] == [("counted", 0), ("epoch", 1)]
+    run(request_)
+    assert phases(run(replace(request_, seed=4, epochs=1))) == [("counted", 0), ("epoch", 1), ("done", 1)]
+    assert [epoch for epoch, _ in checkpoint.checkpoints(Path(request_.folder))] == [1]
 
 
 def test_fresh_processes_and_this_one_agree(request_: TrialRequest) -> None:

@@ -3,73 +3,65 @@
 # A ResNet-18 of half width (32 to 256 channels), a pyramid of 64 channels from stride 8 on and GFL's own head of four
 # convolutions a branch. Its anchors are 32 px at stride 8; ATSS takes the nine nearest centres for smaller objects too.
 model = dict(
-    type='GFL',
+    type="GFL",
     data_preprocessor=dict(
-        type='DetDataPreprocessor',
+        type="DetDataPreprocessor",
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=32),
+        pad_size_divisor=32,
+    ),
     backbone=dict(
-        type='ResNet',
+        type="ResNet",
         depth=18,
         base_channels=32,
         stem_channels=32,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
         frozen_stages=-1,
-        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_cfg=dict(type="BN", requires_grad=True),
         norm_eval=False,
-        style='pytorch'),
+        style="pytorch",
+    ),
     neck=dict(
-        type='FPN',
+        type="FPN",
         in_channels=[32, 64, 128, 256],
         out_channels=64,
         start_level=1,
-        add_extra_convs='on_output',
-        num_outs=4),
+        add_extra_convs="on_output",
+        num_outs=4,
+    ),
     bbox_head=dict(
-        type='GFLHead',
+        type="GFLHead",
         num_classes=80,
         in_channels=64,
         stacked_convs=4,
         feat_channels=64,
-        norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
+        norm_cfg=dict(type="GN", num_groups=16, requires_grad=True),
         anchor_generator=dict(
-            type='AnchorGenerator',
-            ratios=[1.0],
-            octave_base_scale=4,
-            scales_per_octave=1,
-            strides=[8, 16, 32, 64]),
-        loss_cls=dict(
-            type='QualityFocalLoss',
-            use_sigmoid=True,
-            beta=2.0,
-            loss_weight=1.0),
-        loss_dfl=dict(type='DistributionFocalLoss', loss_weight=0.25),
+            type="AnchorGenerator", ratios=[1.0], octave_base_scale=4, scales_per_octave=1, strides=[8, 16, 32, 64]
+        ),
+        loss_cls=dict(type="QualityFocalLoss", use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        loss_dfl=dict(type="DistributionFocalLoss", loss_weight=0.25),
         reg_max=16,
-        loss_bbox=dict(type='GIoULoss', loss_weight=2.0)),
-    train_cfg=dict(
-        assigner=dict(type='ATSSAssigner', topk=9),
-        allowed_border=-1,
-        pos_weight=-1,
-        debug=False),
+        loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
+    ),
+    train_cfg=dict(assigner=dict(type="ATSSAssigner", topk=9), allowed_border=-1, pos_weight=-1, debug=False),
     test_cfg=dict(
-        nms_pre=1000,
-        min_bbox_size=0,
-        score_thr=0.05,
-        nms=dict(type='nms', iou_threshold=0.6),
-        max_per_img=100))
+        nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.6), max_per_img=100
+    ),
+)
 
 train_dataloader = dict(batch_size=8)
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.02, begin=0, end=12, T_max=12, by_epoch=True)
+    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=50),
+    dict(type="CosineAnnealingLR", eta_min_ratio=0.02, begin=0, end=12, T_max=12, by_epoch=True),
 ]
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.05),
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=0.002, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=35, norm_type=2))
+    clip_grad=dict(max_norm=35, norm_type=2),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -61,7 +61,8 @@ def connect(address: str | None) -> None:
                 include_dashboard=None if address else False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                configure_logging=True,
+                # In place before a trial's first thread exists.
+                runtime_env={"env_vars": environment()},
             )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             if address is None:

@@ -141,11 +141,21 @@ class Store:
         records = self.records()
         tried = {design_hash(record.knobs) for record in records}
         number = len(records)
+        rehearsal = optuna.create_study(directions=_directions(self.study))
         for attempt in range(_ATTEMPTS):
             # Late attempts are random: TPE may insist on what it knows to be good.
             section = self.study.sampler
-            section = section if attempt < _ATTEMPTS // 3 else section.model_copy(update={"name": "random"})
-            self._optuna.sampler = make_sampler(section, self.study.seed, number * _ATTEMPTS + attempt)
+            section = section if attempt < _ATTEMPTS // 10 else section.model_copy(update={"name": "random"})
+            stream = number * _ATTEMPTS + attempt
+            if section.name == "random":
+                # It looks at no trial, so what it will say is found out without some ten commits a proposal.
+                rehearsal.sampler = make_sampler(section, self.study.seed, stream)
+                try:
+                    if design_hash(space.suggest(rehearsal.ask())) in tried:
+                        continue
+                except UserError:
+                    continue
+            self._optuna.sampler = make_sampler(section, self.study.seed, stream)
             trial = self._optuna.ask()
             try:
                 design = space.suggest(trial)

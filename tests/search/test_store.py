@@ -149,10 +149,10 @@ def killed_at(store, monkeypatch, write):
 
         return step
 
-    names = ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_system_attr",
+    names = ("_create_new_trial", "_set_trial_param", "set_trial_user_attr", "set_trial_system_attr",
              "set_trial_state_values", "set_study_user_attr")  # fmt: skip
     for name in names:
-        monkeypatch.setattr(store._optuna._storage, name, counted(getattr(store._optuna._storage, name)))
+        monkeypatch.setattr(store._storage, name, counted(getattr(store._storage, name)))
 
 
 def every_kill(folder, monkeypatch, prepare, act):

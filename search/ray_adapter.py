@@ -36,6 +36,7 @@ from search.conductor import Conductor, Pause
 from search.resources import Resources
 from spaces.errors import UserError
 from trainers.contract import TrialFailed, TrialReport, TrialRequest
+from trainers.means import environment
 
 _LOST_PROCESSES = 2
 _FAILED = "failed"

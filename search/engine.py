@@ -22,7 +22,7 @@ from search.store import Store, safe_url
 from search.study import Study
 from search.tracking import public_uri
 from spaces.base import facts
-from spaces.errors import HeadwayError
+from spaces.errors import HeadwayError, UserError, choices
 from spaces.space import Space, build_space
 from trainers.config import load_base
 from trainers.contract import DataRequest
@@ -54,6 +54,12 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
     Raises:
         UserError: Whatever is wrong with them.
     """
+    for key, value, words in (
+        ("weights.from", study.weights.from_, ("scratch",)),
+        ("weights.backbone", study.weights.backbone, ("auto", "none")),
+    ):
+        if value not in words and not Path(value).is_file():
+            raise UserError(f"{key}: must be {choices([*words, 'a checkpoint'])}, but there is no file {value}.")
     base = load_base(study.base)
     space = build_space(study.space, facts(base.model.to_dict(), f"base {study.base}"))
     if study.data.digits is not None:

@@ -22,8 +22,8 @@ class Progress:
         self._study, self._stream = study, stream
         self._began = time.monotonic()
         self._done = done
-        self._finished_here = 0.0
-        self._share: dict[int, float] = {}
+        self._trained: dict[int, float] = {}  # trial -> share of its epochs, a trial that ended counting as 1
+        self._before: dict[int, float] = {}
         self._state: dict[int, TrialState] = {}
 
     def __call__(self, record: TrialRecord) -> None:
@@ -35,13 +35,14 @@ class Progress:
             if before is record.state:
                 return
             if record.state is not TrialState.INFEASIBLE:
-                self._finished_here += 1 - self._share.pop(record.number, 0.0)
+                self._trained[record.number] = 1.0
                 self._done += 1
             self.say(f"trial {record.number:>3}  {_ending(record)}")
         elif before is None:
-            self._share[record.number] = epochs / self._study.budget.epochs
+            self._before[record.number] = epochs / self._study.budget.epochs
             self.say(f"trial {record.number:>3}  {'continues' if epochs else 'starts'}: {describe(record)}")
         elif epochs:
+            self._trained[record.number] = epochs / self._study.budget.epochs
             self.say(f"trial {record.number:>3}  epoch {epochs}/{self._study.budget.epochs}  {_accuracy(record)}")
         elif "latency_ratio" in record.metrics:
             self.say(f"trial {record.number:>3}  timed: {_speed(record)}")
@@ -51,9 +52,10 @@ class Progress:
         seconds = time.monotonic() - self._began
         total = self._study.budget.trials
         left = ""
-        if self._finished_here and self._done < total:
-            rest = seconds / self._finished_here * (total - self._done)
-            left = f", about {_clock(rest)} left"
+        done_here = sum(share - self._before.get(number, 0.0) for number, share in self._trained.items())
+        under_way = sum(share for share in self._trained.values() if share < 1)
+        if done_here >= 0.5 and self._done < total:
+            left = f", about {_clock(seconds / done_here * (total - self._done - under_way))} left"
         print(f"[{_clock(seconds)}  {self._done}/{total} trials{left}] {text}", file=self._stream, flush=True)
 
 

@@ -185,13 +185,22 @@ class _StoreScheduler(FIFOScheduler):
         return str(FIFOScheduler.CONTINUE if go_on else FIFOScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Takes a process that died more often than it is restarted."""
+        """Takes a process that died more often than it is restarted; Tune tells of each death here."""
         desk = _conductors[self._key]
         number = desk.numbers.get(trial.trial_id)
-        if number is not None:
-            error = trial.get_pickled_error() or trial.get_error()
-            first = " ".join(str(error).split())[:400]
-            desk.conductor.died(number, f"the trial's process died {_LOST_PROCESSES + 1} times: {first}", str(error))
+        if number is not None and not trial.should_recover():
+            error = _last_error(trial)
+            first = " ".join(error.split())[:400]
+            desk.conductor.died(number, f"the trial's process died {_LOST_PROCESSES + 1} times: {first}", error)
+
+
+def _last_error(trial: Any) -> str:
+    # The driver's own file; what trial.get_error reads is copied from it later.
+    try:
+        text = Path(trial.error_file).read_text(encoding="utf-8")
+    except OSError:
+        return "Ray does not say why"
+    return text.rpartition("Failure # ")[2].partition("\n")[2].strip()
 
 
 def _run_trial(config: dict[str, Any]) -> None:

@@ -10,16 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 
-class _PlainGradient(torch.autograd.Function):
-    """Identity whose gradient lies in memory as (N, C, H, W)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
+def _with_plain_gradient(out: Tensor) -> Tensor:
+    """Lets the operator's backward see a gradient that lies in memory as (N, C, H, W)."""
+    if out.requires_grad:
+        out.register_hook(lambda gradient: gradient.contiguous())
+    return out
 
 
 class DeformableConv(DeformConv2dPack):
@@ -31,15 +26,14 @@ class DeformableConv(DeformConv2dPack):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H, W)."""
-        offset = self.conv_offset(x).contiguous()
-        x = x.contiguous()
+        offset = self.conv_offset(x)
         short = [max(kernel - side, 0) for kernel, side in zip(self.kernel_size, x.shape[2:])]
         if any(short):
             # Zeros lie outside of the map anyway.
             x, offset = (F.pad(tensor, (0, short[1], 0, short[0])) for tensor in (x, offset))
         out = deform_conv2d(
-            x,
-            offset,
+            x.contiguous(),
+            offset.contiguous(),
             self.weight.contiguous(),
             self.stride,
             self.padding,
@@ -49,7 +43,7 @@ class DeformableConv(DeformConv2dPack):
             False,
             math.gcd(self.im2col_step, len(x)),
         )
-        out = _PlainGradient.apply(out)
+        out = _with_plain_gradient(out)
         return out[:, :, : out.shape[2] - short[0], : out.shape[3] - short[1]]
 
 
@@ -71,7 +65,7 @@ class ModulatedDeformableConv(ModulatedDeformConv2dPack):
             self.groups,
             self.deform_groups,
         )
-        return _PlainGradient.apply(out)
+        return _with_plain_gradient(out)
 
 
 TYPES = {1: DeformableConv, 2: ModulatedDeformableConv}

@@ -196,3 +196,28 @@ def test_check_built_can_fail(name: str, head: str, tiny: Any) -> None:
             if other and space.architecture(other) != space.architecture(design):
                 with pytest.raises(HeadwayError, match="did not take effect"):
                     patching.check_built(model, other)
+
+
+@pytest.mark.parametrize(("name", "head"), ALONE)
+def test_memory_format_changes_nothing(name: str, head: str, tiny: Any) -> None:
+    """Trials train and are timed in channels-last, bundles run in either."""
+    space = space_of(head, name)
+    for design in designs(space, corners=4):
+        # In double precision, where rounding moves no sample across a pixel's border (the gradient jumps there).
+        plain = tiny.build(tiny.base_config(head), design).double()
+        plain.init_weights()
+        for key, parameter in plain.named_parameters():
+            if "conv_offset" in key:
+                torch.nn.init.normal_(parameter, std=0.3)  # at zero, an offset could be misread unnoticed
+        turned = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+        images, samples = tiny.batch()
+        images = images.double()
+        found = []
+        for model, batch in ((plain, images), (turned, images.to(memory_format=torch.channels_last))):
+            outputs = model(batch, samples, mode="tensor")
+            flat = [tensor for group in outputs for tensor in group]
+            torch.stack([tensor.square().mean() for tensor in flat]).sum().backward()
+            gradients = [parameter.grad for parameter in model.bbox_head.parameters() if parameter.grad is not None]
+            found.append([*flat, *gradients])
+        for one, other in zip(*found, strict=True):
+            assert torch.allclose(one, other, rtol=1e-6, atol=1e-8)

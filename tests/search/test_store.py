@@ -220,7 +220,12 @@ def test_an_end_that_is_killed_anywhere_happens_wholly_or_not_at_all(tmp_path, m
             assert record.state is state
             assert in_optuna(place, 0).state.is_finished()
         else:
-            assert (record.state, record.reason, record.traceback, record.finished) == (TrialState.RUNNING, None, None, None)
+            assert (record.state, record.reason, record.traceback, record.finished) == (
+                TrialState.RUNNING,
+                None,
+                None,
+                None,
+            )
             assert in_optuna(place, 0).state is OptunaState.RUNNING
             # The trial runs again, and its end is another one: nothing of the first may stick to it.
             complete(again, 0)

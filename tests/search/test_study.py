@@ -319,7 +319,9 @@ def test_the_home_of_nobody_is_refused(tmp_path):
 
 
 def test_overrides_reach_into_sections_that_are_not_there(tmp_path):
-    file = write(tmp_path, "name: a\nbase: headway::gfl_tiny\ndata: {digits: {}, size: [96, 96]}\nspace: {slimhead: }\n")
+    file = write(
+        tmp_path, "name: a\nbase: headway::gfl_tiny\ndata: {digits: {}, size: [96, 96]}\nspace: {slimhead: }\n"
+    )
     study = load(
         file,
         [
@@ -399,7 +401,9 @@ RAW = st.fixed_dictionaries(
             )
         ),
         "constraints": st.lists(
-            st.builds("{} {} {!r}".format, st.sampled_from(sorted(COSTS)), st.sampled_from(["<=", ">="]), st.floats(0, 9))
+            st.builds(
+                "{} {} {!r}".format, st.sampled_from(sorted(COSTS)), st.sampled_from(["<=", ">="]), st.floats(0, 9)
+            )
         ),
         "budget": st.fixed_dictionaries(
             {}, optional={"trials": st.integers(1, 99), "hours": st.none() | st.floats(0.001, 1e6)}

@@ -1,0 +1,461 @@
+"""The conductor, driven by hand over a real store: what becomes of each trial, report by report."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from analysis.record import TrialState
+from search.conductor import Conductor, Pause
+from search.store import Store
+from search.study import parse
+from spaces.base import BaseFacts
+from spaces.knob import Float
+from spaces.space import Space, build_space
+from trainers.contract import DataRequest, TrialReport
+
+FACTS = BaseFacts("GFL", "GFLHead", (8, 16, 32, 64, 128), 4, False)
+DATA = DataRequest(
+    train_annotations="/t.json",
+    train_images="/t",
+    val_annotations="/v.json",
+    val_images="/v",
+    classes=("a",),
+    size=(96, 96),
+)
+SPACE = build_space({"slimhead": {}, "dcn": {}}, FACTS)
+
+
+def training_knobs():
+    """A space of one architecture: its only free knob matters to training."""
+    (part,) = build_space({"dcn": {"placement": [[0]], "version": 2, "always": True}}, FACTS).families
+    rate = Float(name="rate", when="training", help="of offsets", default=0.1, low=0.1, high=1.0)
+    return Space(FACTS, (replace(part, full=(*part.full, rate), knobs=(*part.knobs, rate)),))
+
+
+class Play:
+    """One driver process over a study's folder; ``again`` is the next one after a kill."""
+
+    def __init__(self, folder, space=SPACE, concurrent=1, **changes):
+        raw = {
+            "name": "played",
+            "base": "headway::gfl_tiny",
+            "data": {"digits": {}, "size": [96, 96]},
+            "space": {"slimhead": {}, "dcn": {}},
+            "budget": {"trials": 4, "epochs": 4},
+            "rungs": {"first": 1, "factor": 2},
+            "sampler": {"name": "random"},
+        }
+        self.options = (folder, space, concurrent)
+        self.changes = changes
+        self.store = Store.create(folder, parse({**raw, **changes}, "played.yaml"))
+        self.told = []
+        self.conductor = Conductor(
+            self.store.study, space, self.store, folder=folder, data=DATA, device="cpu", speed_device="cpu", threads=1,
+            concurrent=concurrent, listeners=(self.told.append,),
+        )  # fmt: skip
+
+    def again(self):
+        folder, space, concurrent = self.options
+        return Play(folder, space, concurrent, **self.changes)
+
+    def next(self):
+        return self.conductor.next()
+
+    def send(self, number, phase, epoch=0, seconds=1.0, **metrics):
+        report = TrialReport(phase=phase, epoch=epoch, metrics=metrics, seconds=seconds, attrs={})
+        return self.conductor.report(number, report)
+
+    def counted(self, number, gmacs=10.0):
+        return self.send(number, "counted", gmacs=gmacs, params_m=2.0)
+
+    def timed(self, number, ratio=1.0, reference=20.0):
+        return self.send(number, "timed", latency_ratio=ratio, latency_ratio_q1=ratio, latency_ratio_q3=ratio,
+                         reference_ms=reference)  # fmt: skip
+
+    def epoch(self, number, epoch, accuracy=0.3, **metrics):
+        return self.send(number, "epoch", epoch, bbox_mAP=accuracy, **metrics)
+
+    def train(self, number, accuracy=0.3, ratio=1.0, start=1, known=False):
+        """Plays a trial to its end or until it is stopped."""
+        went = self.counted(number) and (known or self.timed(number, ratio))
+        epoch = start
+        while went and epoch <= 4:
+            went = self.epoch(number, epoch, accuracy)
+            epoch += 1
+        return went and self.send(number, "done", 4)
+
+    def baseline(self):
+        assert self.next().number == 0
+        self.train(0)
+
+    def state(self, number):
+        return self.store.record(number).state
+
+
+@pytest.fixture
+def play(tmp_path):
+    return Play(tmp_path)
+
+
+def test_a_study_from_its_first_trial_to_its_last(play):
+    request = play.next()
+    assert (request.number, request.knobs, request.epochs, request.seed) == (0, {}, 4, 0)
+    assert request.speed.size == request.count_size == (96, 96)
+    assert play.state(0) is TrialState.RUNNING
+    play.train(0)
+    for number in (1, 2, 3):
+        assert play.next().number == number
+        play.train(number, accuracy=0.3 + number / 100)
+    assert play.next() is Pause.FINISHED
+    assert [record.state for record in play.store.records()] == [TrialState.COMPLETE] * 4
+    assert play.told[-1].state is TrialState.COMPLETE
+    assert [record.state for record in play.told if record.number == 0][0] is TrialState.RUNNING
+    assert play.again().next() is Pause.FINISHED
+
+
+def test_nothing_is_proposed_before_the_baseline_is_timed(tmp_path):
+    play = Play(tmp_path, concurrent=4)
+    assert play.next().number == 0
+    assert play.next() is Pause.WAIT
+    play.counted(0)
+    assert play.next() is Pause.WAIT
+    play.timed(0)
+    assert play.next().number == 1
+
+
+def test_no_more_than_concurrent_run_side_by_side(tmp_path):
+    play = Play(tmp_path, concurrent=2)
+    play.next(), play.counted(0), play.timed(0)
+    assert play.next().number == 1
+    assert play.next() is Pause.WAIT
+    play.train(1)
+    assert play.next().number == 2
+    assert play.next() is Pause.WAIT
+    play.conductor.died(2, "gone")
+    assert play.next().number == 3
+    play.train(0)
+    assert play.next() is Pause.WAIT  # the budget is spent, trial 3 still runs
+    play.train(3)
+    assert play.next() is Pause.FINISHED
+
+
+def test_milliseconds_are_the_ratio_times_the_baselines_latency(play):
+    play.next(), play.counted(0), play.timed(0, 1.0, reference=20.0)
+    play.train(0)
+    play.next(), play.counted(1)
+    play.timed(1, ratio=0.8, reference=33.0)  # the machine is busier now; the ratio is what is compared
+    metrics = play.store.record(1).metrics
+    assert (metrics["latency_ratio"], metrics["latency_ms"]) == (0.8, pytest.approx(16.0))
+    assert "reference_ms" not in metrics
+    assert play.store.reference_ms == 20.0
+
+
+def test_a_broken_count_ends_a_trial_before_timing_and_costs_no_budget(tmp_path):
+    play = Play(tmp_path, constraints=["gmacs <= 20"], budget={"trials": 2, "epochs": 4})
+    play.baseline()
+    for number in (1, 2, 3):
+        assert play.next().number == number
+        assert not play.counted(number, gmacs=30)
+        record = play.store.record(number)
+        assert record.state is TrialState.INFEASIBLE
+        assert record.reason == "must hold: gmacs <= 20, but it is 30"
+        assert record.curve == []
+    assert play.next().number == 4
+    play.train(4)
+    assert play.next() is Pause.FINISHED
+
+
+def test_a_broken_latency_ends_a_trial_before_training(tmp_path):
+    play = Play(tmp_path, constraints=["latency_ms <= 18", "latency_ratio >= 0.5"])
+    play.baseline()  # it breaks the first one, and may
+    assert play.state(0) is TrialState.COMPLETE
+    play.next()
+    assert play.counted(1)
+    assert not play.timed(1, 0.95)
+    assert play.store.record(1).reason == "must hold: latency_ms <= 18, but it is 19"
+    play.next()
+    assert play.counted(2)
+    assert not play.timed(2, 0.4)
+    assert play.state(2) is TrialState.INFEASIBLE
+    play.next()
+    assert play.counted(3)
+    assert play.timed(3, 0.85)
+
+
+def test_a_space_of_infeasible_designs_comes_to_an_end(tmp_path):
+    play = Play(tmp_path, constraints=["gmacs <= 20"], budget={"trials": 2, "epochs": 4})
+    play.baseline()
+    count = 0
+    while play.next() is not Pause.FINISHED:
+        count += 1
+        play.counted(count, gmacs=30)
+    assert count == 20
+
+
+@pytest.mark.parametrize("phase", ["counted", "timed", "epoch", "done"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_fails_the_trial_with_the_reason(play, phase, value):
+    play.baseline()
+    play.next()
+    assert not play.send(1, phase, 2, bbox_mAP=value, gmacs=3.0)
+    record = play.store.record(1)
+    assert record.state is TrialState.FAILED
+    assert record.reason == f"not a number: bbox_mAP = {value} (epoch 2)"
+    assert "bbox_mAP" not in record.metrics
+    assert play.next().number == 2
+
+
+def test_a_missing_objective_fails_the_trial_with_the_reason(tmp_path):
+    objectives = [{"metric": "bbox_mAP_s", "direction": "maximize"}, {"metric": "latency_ms", "direction": "minimize"}]
+    play = Play(tmp_path, objectives=objectives)
+    play.next()
+    play.train(0)
+    assert play.state(0) is TrialState.FAILED
+    assert "the objective bbox_mAP_s has no value" in play.store.record(0).reason
+    assert "no object of that size" in play.store.record(0).reason
+    assert play.conductor.baseline_failure == play.store.record(0).reason
+
+
+def test_a_failed_baseline_ends_the_study(tmp_path):
+    play = Play(tmp_path, concurrent=2)
+    play.next(), play.counted(0), play.timed(0)
+    assert play.next().number == 1
+    play.conductor.died(0, "out of memory", "Traceback")
+    assert play.next() is Pause.WAIT  # for trial 1
+    play.train(1)
+    assert play.next() is Pause.FINISHED
+    assert play.conductor.baseline_failure == "out of memory"
+    assert play.again().next() is Pause.FINISHED
+
+
+def test_a_trial_that_died_is_failed_once(play):
+    play.baseline()
+    play.next()
+    play.conductor.died(1, "first", "Traceback 1")
+    play.conductor.died(1, "second", "Traceback 2")
+    assert not play.epoch(1, 1)
+    record = play.store.record(1)
+    assert (record.state, record.reason, record.traceback) == (TrialState.FAILED, "first", "Traceback 1")
+
+
+def test_a_weak_trial_is_stopped_and_the_decision_stays(tmp_path):
+    play = Play(tmp_path)
+    play.baseline()
+    play.next(), play.counted(1), play.timed(1)
+    assert not play.epoch(1, 1, accuracy=0.1)
+    record = play.store.record(1)
+    assert record.state is TrialState.STOPPED
+    assert record.rungs == {1: "stop: rank 2 of 2 among designs that are as fast, of which 1 go on"}
+    assert record.reason == "at epoch 1: rank 2 of 2 among designs that are as fast, of which 1 go on"
+    assert not play.epoch(1, 2)
+    assert len(play.store.record(1).curve) == 1
+
+
+def test_a_recorded_decision_is_obeyed_after_a_kill(tmp_path):
+    play = Play(tmp_path, concurrent=3)
+    play.baseline()
+    play.next(), play.counted(1), play.timed(1, 0.9)
+    play.next(), play.counted(2), play.timed(2, 0.9)
+    assert play.epoch(1, 1, accuracy=0.2)
+    # Killed after the decision was written and before the trial was ended.
+    play.store.add_rung(2, 1, "stop: for a reason of its own")
+    play = play.again()
+    assert [play.next().number, play.next().number] == [1, 2]
+    assert not play.epoch(2, 1, accuracy=0.9)
+    assert play.state(2) is TrialState.STOPPED
+    # And one that went on goes on, though better ones have come by.
+    play.next(), play.counted(3), play.timed(3, 0.9)
+    assert play.epoch(3, 1, accuracy=0.8)
+    assert play.epoch(1, 1, accuracy=0.2)
+    assert play.store.record(1).rungs[1].startswith("continue: ")
+
+
+def test_a_repeated_epoch_changes_nothing(play):
+    play.baseline()
+    play.next(), play.counted(1), play.timed(1)
+    assert play.epoch(1, 1, 0.5)
+    before = play.store.record(1)
+    assert play.epoch(1, 1, 0.5)
+    assert play.store.record(1) == before
+
+
+def test_what_a_kill_left_runs_first_and_under_its_number(tmp_path):
+    play = Play(tmp_path, concurrent=2)
+    play.baseline()
+    designs = [play.next().knobs, play.next().knobs]
+    play.counted(1), play.timed(1), play.epoch(1, 1)
+    play.store.propose(SPACE)  # and killed before its start
+    play = play.again()
+    requests = [play.next(), play.next()]
+    assert [request.number for request in requests] == [1, 2]
+    assert [request.knobs for request in requests] == designs
+    assert [request.speed is None for request in requests] == [True, False]
+    assert play.next() is Pause.WAIT
+    play.train(1, known=True)
+    assert play.next().number == 3
+    play.train(2), play.train(3)
+    assert play.next() is Pause.FINISHED
+    assert len(play.store.records()) == 4
+
+
+def test_the_time_of_all_starts_is_counted(play):
+    play.next()
+    play.send(0, "counted", seconds=10, gmacs=1.0)
+    play.send(0, "counted", seconds=4, gmacs=1.0)  # Ray started its process again
+    play.send(0, "epoch", 1, seconds=9, bbox_mAP=0.1)
+    assert play.store.record(0).compute_hours == pytest.approx(19 / 3600)
+    play = play.again()
+    play.next()
+    play.send(0, "epoch", 1, seconds=5, bbox_mAP=0.1)
+    assert play.store.record(0).compute_hours == pytest.approx(24 / 3600)
+
+
+def test_one_architecture_is_timed_once(tmp_path):
+    play = Play(tmp_path, training_knobs())
+    play.baseline()
+    assert play.next().speed is not None
+    play.train(1, ratio=0.8)
+    request = play.next()
+    assert request.speed is None
+    assert play.counted(2)
+    assert play.store.record(2).metrics["latency_ms"] == pytest.approx(16.0)
+    assert play.store.record(2).metrics["latency_ratio_q1"] == 0.8
+    play.train(2, known=True, accuracy=0.4)
+    assert play.state(2) is TrialState.COMPLETE
+
+
+def test_a_known_latency_reaches_a_trial_that_never_says_counted(tmp_path):
+    """A trainer that continues from a checkpoint and is not asked to time sends neither counted nor timed."""
+    play = Play(tmp_path, training_knobs(), concurrent=2)
+    play.baseline()
+    # Both begin before either is timed; then the driver is killed while the second waits for its turn.
+    assert play.next().speed is not None
+    assert play.next().speed is not None
+    play.counted(1), play.timed(1, 0.8)
+    play = play.again()
+    requests = [play.next(), play.next()]
+    assert [request.speed for request in requests] == [None, None]
+    for number in (1, 2):
+        for epoch in range(1, 5):
+            play.epoch(number, epoch)
+        play.send(number, "done", 4)
+        assert play.state(number) is TrialState.COMPLETE
+        assert play.store.record(number).metrics["latency_ms"] == pytest.approx(16.0)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("write", range(8))
+def test_a_kill_anywhere_in_a_timing_loses_no_latency(tmp_path, monkeypatch, write):
+    play = Play(tmp_path, constraints=["latency_ms <= 18"])
+    play.baseline()
+    play.next(), play.counted(1)
+    left = [write]
+
+    def broken(real):
+        def step(*arguments, **named):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return real(*arguments, **named)
+
+        return step
+
+    with monkeypatch.context() as patched:
+        for name in ("set_trial_user_attr", "set_study_user_attr", "set_trial_state_values", "set_trial_system_attr"):
+            patched.setattr(play.store._storage, name, broken(getattr(play.store._storage, name)))
+        try:
+            play.timed(1, 0.95 if write % 2 else 0.8)
+        except Killed:
+            pass
+    play = play.again()
+    request = play.next()
+    if play.store.record(1).state is TrialState.INFEASIBLE:
+        assert write % 2
+        assert request.number == 2
+        return
+    assert request.number == 1
+    if request.speed is not None:
+        if not play.timed(1, 0.95 if write % 2 else 0.8):
+            assert play.state(1) is TrialState.INFEASIBLE
+            return
+    # By the contract nothing but epochs need come now.
+    assert play.store.record(1).metrics["latency_ms"] == pytest.approx(16.0)
+    for epoch in range(1, 5):
+        play.epoch(1, epoch, 0.5)
+    play.send(1, "done", 4)
+    assert play.state(1) is TrialState.COMPLETE
+
+
+def test_a_constraint_that_a_kill_kept_from_ending_the_trial_ends_it_before_its_next_start(tmp_path):
+    play = Play(tmp_path, constraints=["gmacs <= 20"])
+    play.baseline()
+    play.next()
+    play.store.update(1, {"gmacs": 30.0}, {}, 1.0)
+    play = play.again()
+    assert play.next().number == 2
+    assert play.state(1) is TrialState.INFEASIBLE
+
+
+def test_the_baseline_that_was_killed_before_its_latency_was_known_is_timed_again(tmp_path):
+    play = Play(tmp_path)
+    play.next(), play.counted(0)
+    play = play.again()
+    assert play.next().speed is not None
+    play.store.reference_ms = 20.0  # killed right behind it
+    play = play.again()
+    assert play.next().speed is not None
+    play.counted(0), play.timed(0, 1.0, reference=25.0)
+    assert play.store.record(0).metrics["latency_ms"] == 20.0
+
+
+def test_an_exhausted_space_ends_the_study_and_is_searched_once(tmp_path):
+    tiny = build_space({"slimhead": {"levels": [[0]], "ratio": [0.5], "mode": "nearest"}}, FACTS)
+    play = Play(tmp_path, tiny, concurrent=2, budget={"trials": 9, "epochs": 4})
+    play.baseline()
+    assert play.next().number == 1
+    assert play.next() is Pause.WAIT
+    assert play.conductor.exhausted
+    tried = len(play.store._optuna.trials)
+    for _ in range(20):  # Ray asks ten times a second
+        assert play.next() is Pause.WAIT
+    assert len(play.store._optuna.trials) == tried
+    play.train(1)
+    assert play.next() is Pause.FINISHED
+
+
+def test_after_the_hours_nothing_is_started_and_what_runs_goes_on(tmp_path):
+    play = Play(tmp_path, concurrent=2, budget={"trials": 9, "epochs": 4, "hours": 1})
+    play.baseline()
+    play.next()
+    play.store.seconds_run = 3600.0  # another start of the command took them
+    play = play.again()
+    assert play.next().number == 1
+    assert play.next() is Pause.WAIT
+    assert play.conductor.out_of_time
+    play.train(1)
+    assert play.next() is Pause.FINISHED
+    assert len(play.store.records()) == 2
+
+
+def test_the_run_time_of_all_starts_is_kept(play):
+    play.next()
+    play.store.seconds_run = 0.0
+    play.counted(0)
+    first = play.store.seconds_run
+    assert 0 < first < 60
+    again = play.again()
+    again.next()
+    again.counted(0)
+    assert again.store.seconds_run >= first
+
+
+def test_reports_of_an_ended_trial_are_refused(play):
+    play.baseline()
+    before = play.store.record(0)
+    assert not play.epoch(0, 4, 0.9)
+    assert not play.send(0, "done", 4, bbox_mAP=0.9)
+    assert play.store.record(0) == before

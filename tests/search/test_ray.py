@@ -1,0 +1,134 @@
+"""Real runs on Ray: trials that crash, fail and die, and a driver that is asked to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState as OptunaState
+
+from analysis.record import TrialState
+from search.store import Store
+from search.study import load
+
+HERE = Path(__file__).parent
+STUDY = """
+name: raying
+base: headway::gfl_tiny
+data: {{digits: {{train: 8, val: 4}}, size: [96, 96]}}
+space: {{slimhead: {{}}, dcn: {{}}}}
+budget: {{trials: {trials}, epochs: 3}}
+rungs: null
+sampler: {{name: random}}
+resources: {{cpus: 1, concurrent: 2}}
+"""
+
+
+class Driver:
+    """A study, and the command that runs it."""
+
+    def __init__(self, folder, trials, **behaviour):
+        self.file, self.root, self.log = folder / "raying.yaml", folder / "studies", folder / "log.txt"
+        self.file.write_text(STUDY.format(trials=trials))
+        self.folder = self.root / "raying"
+        paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "ANALYTIC": json.dumps(behaviour),
+        }
+
+    def start(self):
+        command = [sys.executable, str(HERE / "drive.py"), str(self.file), str(self.root)]
+        with self.log.open("a") as log:
+            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+
+    def run(self):
+        status = self.start().wait(timeout=200)
+        assert status == 0, self.log.read_text()[-3000:]
+
+    def store(self):
+        return Store.read(self.folder, load(self.file))
+
+    def records(self):
+        return self.store().records()
+
+    def wait_for(self, process, text, seconds=150):
+        deadline = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            assert process.poll() is None, f"ended early: {self.log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"'{text}' never came: {self.log.read_text()[-3000:]}"
+            time.sleep(0.1)
+
+    def trained(self, number):
+        return [int(line) for line in (self.folder / f"trials/{number:04d}/trained.log").read_text().split()]
+
+
+@pytest.mark.timeout(400)
+def test_trials_that_crash_fail_and_die(tmp_path):
+    driver = Driver(tmp_path, 7, crash=1, fail=2, nan=3, die=4, always_die=5)
+    driver.run()
+    records = driver.records()
+    assert [record.state.value for record in records] == [
+        "COMPLETE", "FAILED", "FAILED", "FAILED", "COMPLETE", "FAILED", "COMPLETE",
+    ]  # fmt: skip
+    crashed, failed, nan, dying = (records[number] for number in (1, 2, 3, 5))
+    assert crashed.reason == "RuntimeError: the analytic trainer was told to crash"
+    assert "Traceback" in crashed.traceback
+    assert "analytic_trainer.py" in crashed.traceback
+    assert failed.reason == "the loss is NaN at epoch 1"
+    assert nan.reason == "not a number: bbox_mAP = nan (epoch 2)"
+    assert [epoch.epoch for epoch in nan.curve] == [1]
+    # Killed by SIGKILL once: it went on from its checkpoint, and no epoch was trained twice.
+    assert [epoch.epoch for epoch in records[4].curve] == driver.trained(4) == [1, 2, 3]
+    # Killed each time.
+    assert dying.reason.startswith("the trial's process died 3 times: ")
+    assert (driver.folder / "trials/0005/deaths").read_text() == "xxx"
+    in_optuna = driver.store()._optuna.trials
+    assert not [trial for trial in in_optuna if trial.state is OptunaState.RUNNING]
+    assert sum(trial.state is OptunaState.COMPLETE for trial in in_optuna) == 3
+    # Tune's own files are gone, and what it says is not ours to print.
+    assert not (driver.folder / "ray").exists()
+    assert "Traceback" not in driver.log.read_text()
+    for name in ("pareto.html", "pareto.png", "front.csv", "front.json", "study.yaml"):
+        assert (driver.folder / name).stat().st_size > 0
+
+
+@pytest.mark.timeout(500)
+def test_a_driver_that_is_asked_to_end_leaves_its_trials_to_the_next(tmp_path):
+    driver = Driver(tmp_path, 3, epoch_seconds=1.0)
+    process = driver.start()
+    driver.wait_for(process, "trial   0  epoch 1")
+
+    # A second driver at once, through the real command: one clear error, and the first goes on.
+    second = subprocess.run(
+        [sys.executable, "-m", "search.cli", "run", str(driver.file), "--studies", str(driver.root)],
+        env=driver.environment, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert second.returncode == 2, second.stderr
+    assert second.stderr.strip() == f"headway: error: raying: is being run already, by process {process.pid}."
+    assert second.stdout == ""
+    assert process.poll() is None
+
+    for name in ("SIGINT", "SIGTERM"):
+        process.send_signal(getattr(signal, name))
+        assert process.wait(timeout=60) == 1, driver.log.read_text()[-3000:]
+        text = driver.log.read_text()
+        for word in ("Traceback", "*** SIGTERM", "PC: @"):
+            assert word not in text, f"{name}: {text[-3000:]}"
+        records = driver.records()
+        assert not [record for record in records if record.state is TrialState.FAILED], name
+        assert [record for record in records if record.state is TrialState.RUNNING], name
+        driver.log.write_text("")
+        process = driver.start()
+        driver.wait_for(process, "epoch 2/3" if name == "SIGINT" else "continues")
+    assert process.wait(timeout=150) == 0, driver.log.read_text()[-3000:]
+    records = driver.records()
+    assert [record.state for record in records] == [TrialState.COMPLETE] * 3
+    for record in records:
+        # An epoch that was under way is trained again; none that had its checkpoint is.
+        assert [epoch.epoch for epoch in record.curve] == driver.trained(record.number) == [1, 2, 3]

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import threading
 import traceback
 import warnings
@@ -39,6 +40,7 @@ from trainers.contract import TrialFailed, TrialReport, TrialRequest
 from trainers.means import environment
 
 _LOST_PROCESSES = 2
+_CONNECT_SECONDS = 5.0
 _FAILED = "failed"
 _MESSAGE = "message"
 
@@ -57,6 +59,10 @@ def connect(address: str | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+            if host and port.isdigit():
+                # Ray itself would try for minutes.
+                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
             ray.init(
                 address=address,
                 include_dashboard=None if address else False,
@@ -65,7 +71,7 @@ def connect(address: str | None) -> None:
                 # In place before a trial's first thread exists.
                 runtime_env={"env_vars": environment()},
             )
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
             if address is None:
                 raise
             first = str(error).splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -213,8 +212,11 @@ def _plan_line(study: Study, space: Space, concurrent: int) -> str:
 
 
 def _clean(folder: Path, record: TrialRecord) -> None:
-    """Drops the checkpoints of trials that nobody can continue or export."""
-    if record.state in (TrialState.STOPPED, TrialState.FAILED, TrialState.INFEASIBLE):
-        for checkpoint in folder.glob("*.pth"):
+    """Drops the checkpoints that nobody can continue or export: of a COMPLETE trial all but the last."""
+    complete = record.state is TrialState.COMPLETE
+    keep = Path(record.attrs.get("checkpoint", "")).name if complete else ""
+    if not record.state.finished or (complete and not keep):
+        return
+    for checkpoint in folder.glob("*.pth"):
+        if checkpoint.name != keep:
             checkpoint.unlink(missing_ok=True)
-        shutil.rmtree(folder / "__pycache__", ignore_errors=True)

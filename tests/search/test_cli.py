@@ -95,6 +95,7 @@ def run(*arguments, overrides=None, file="new.yaml"):
 
 FIGURES = "[{metric: bbox_mAP, direction: maximize}, {metric: %s, direction: %s}]"
 
+PATCH = ["patch", "--base", "headway::gfl_tiny"]
 WRONG = {
     # The study file.
     "no file": (run(file="none.yaml"), "study file: must exist, but there is no file none.yaml"),
@@ -150,15 +151,16 @@ WRONG = {
     "both kinds of data": (run(overrides={**OWN, "data.digits": "{}"}), "data: must have either digits or train"),
     # Objectives and constraints.
     "unknown objective": (run(overrides={"objectives": FIGURES % ("speed", "minimize")}), "unknown metric 'speed'"),
-    "objective twice": (run(overrides={"objectives": FIGURES % ("bbox_mAP", "maximize")}), "must not name a metric twice"),
-    "wrong direction": (run(overrides={"objectives": FIGURES % ("gmacs", "maximize")}), "gmacs must have direction minimize"),
+    "objective twice": (run(overrides={"objectives": FIGURES % ("bbox_mAP", "maximize")}), "not name a metric twice"),
+    "wrong direction": (run(overrides={"objectives": FIGURES % ("gmacs", "maximize")}), "must have direction minimize"),
     "no constraint": (run(overrides={"constraints": "['gmacs < 3']"}), "must read like 'params_m <= 40'"),
-    "unknown constraint": (run(overrides={"constraints": "['fps >= 3']"}), "must be about a figure known before training"),
+    "unknown constraint": (run(overrides={"constraints": "['fps >= 3']"}), "must be about a figure known"),
     # What is there already, and what cannot be written or reached.
     "another space": (run(file="done.yaml", overrides={"space": "{slimhead: {}}"}), "space.dcn: {} -> (absent)"),
     "another budget": (run(file="done.yaml", overrides={"budget.trials": 9}), "budget.trials: 4 -> 9"),
     "below a file": (run("--studies", "text.txt/studies"), "study folder: must be writable, but"),
     "in proc": (run("--studies", "/proc/studies"), "study folder: must be writable, but /proc/studies/new gives"),
+    "dead cluster": (run("--address", "127.0.0.1:9"), "--address: must be a running Ray cluster, but 127.0.0.1:9"),
     "dead tracking server": (
         run(overrides={"tracking.uri": "http://127.0.0.1:9"}),
         "tracking.uri: cannot reach MLflow at http://127.0.0.1:9",
@@ -189,14 +191,14 @@ WRONG = {
     "pick a stopped one": (["export", "done", "--pick", "2", "--out", "b"], "trial 2 is STOPPED"),
     "pick no trial": (["export", "done", "--pick", "77", "--out", "b"], "this study has no trial 77"),
     "export over files": (["export", "done", "--pick", "0", "--out", "full"], "--out: must be a new or empty folder"),
-    "export over a file": (["export", "done", "--pick", "0", "--out", "text.txt"], "--out: must be a new or empty folder"),
+    "export over a file": (["export", "done", "--pick", "0", "--out", "text.txt"], "--out: must be a new or empty"),
     "verify nothing": (["verify", "nowhere"], "nowhere"),
     "verify no bundle": (["verify", "full"], "full"),
     # Configs.
-    "patch knob": (["patch", "--base", "headway::gfl_tiny", "--set", "slimhead.rati=1", "--out", "o.py"], "unknown 'rati'"),
-    "patch family": (["patch", "--base", "headway::gfl_tiny", "--set", "slim.ratio=1", "--out", "o.py"], "unknown 'slim'"),
-    "patch value": (["patch", "--base", "headway::gfl_tiny", "--set", "slimhead.ratio=5", "--out", "o.py"], "must lie in"),
-    "patch setting": (["patch", "--base", "headway::gfl_tiny", "--set", "slimhead", "--out", "o.py"], "KEY=VALUE"),
+    "patch knob": ([*PATCH, "--set", "slimhead.rati=1", "--out", "o.py"], "unknown 'rati'"),
+    "patch family": ([*PATCH, "--set", "slim.ratio=1", "--out", "o.py"], "unknown 'slim'"),
+    "patch value": ([*PATCH, "--set", "slimhead.ratio=5", "--out", "o.py"], "must lie in"),
+    "patch setting": ([*PATCH, "--set", "slimhead", "--out", "o.py"], "KEY=VALUE"),
     "patch base": (["patch", "--base", "headway::gfl_tinny", "--out", "o.py"], "Near to it: headway::gfl_tiny"),
     "patch out": (["patch", "--base", "headway::gfl_tiny", "--out", "o.txt"], "--out: must name a .py file"),
     "patch nowhere": (["patch", "--base", "headway::gfl_tiny", "--out", "no/where/o.py"], "--out: must be writable"),

@@ -1,5 +1,6 @@
 """The conductor, driven by hand over a real store: what becomes of each trial, report by report."""
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -110,7 +111,7 @@ def test_a_study_from_its_first_trial_to_its_last(play):
     assert play.next() is Pause.FINISHED
     assert [record.state for record in play.store.records()] == [TrialState.COMPLETE] * 4
     assert play.told[-1].state is TrialState.COMPLETE
-    assert [record.state for record in play.told if record.number == 0][0] is TrialState.RUNNING
+    assert next(record.state for record in play.told if record.number == 0) is TrialState.RUNNING
     assert play.again().next() is Pause.FINISHED
 
 
@@ -367,10 +368,8 @@ def test_a_kill_anywhere_in_a_timing_loses_no_latency(tmp_path, monkeypatch, wri
     with monkeypatch.context() as patched:
         for name in ("set_trial_user_attr", "set_study_user_attr", "set_trial_state_values", "set_trial_system_attr"):
             patched.setattr(play.store._storage, name, broken(getattr(play.store._storage, name)))
-        try:
+        with contextlib.suppress(Killed):
             play.timed(1, 0.95 if write % 2 else 0.8)
-        except Killed:
-            pass
     play = play.again()
     request = play.next()
     if play.store.record(1).state is TrialState.INFEASIBLE:
@@ -378,10 +377,9 @@ def test_a_kill_anywhere_in_a_timing_loses_no_latency(tmp_path, monkeypatch, wri
         assert request.number == 2
         return
     assert request.number == 1
-    if request.speed is not None:
-        if not play.timed(1, 0.95 if write % 2 else 0.8):
-            assert play.state(1) is TrialState.INFEASIBLE
-            return
+    if request.speed is not None and not play.timed(1, 0.95 if write % 2 else 0.8):
+        assert play.state(1) is TrialState.INFEASIBLE
+        return
     # By the contract nothing but epochs need come now.
     assert play.store.record(1).metrics["latency_ms"] == pytest.approx(16.0)
     for epoch in range(1, 5):

@@ -438,8 +438,8 @@ def test_a_constraint_is_read(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "params_m", "params_m <= ", "params_m == 4", "params_m < 4", "4 >= params_m", "params_m <= x", "params_m <= 4 M",
-     "params_m <= nan", "params_m <= 1e999", "params_m <= 1-2", "a b <= 4"],
+    ["", "params_m", "params_m <= ", "params_m == 4", "params_m < 4", "4 >= params_m", "params_m <= x",
+     "params_m <= 4 M", "params_m <= nan", "params_m <= 1e999", "params_m <= 1-2", "a b <= 4"],
 )  # fmt: skip
 def test_what_is_no_constraint_is_refused(text):
     with pytest.raises(ValueError, match="must read like 'params_m <= 40', but got"):

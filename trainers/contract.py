@@ -147,7 +147,7 @@ Report = Callable[[TrialReport], None]
 class Trainer(Protocol):
     """Runs one trial to its end, from its newest checkpoint where there is one.
 
-    After a restart the trainer reports ``counted`` and ``timed`` again only if asked to time, and repeats the
+    Continuing from a checkpoint, it reports ``counted`` and ``timed`` again only if asked to time, and repeats the
     ``epoch`` report of the checkpoint it continues from, so that a decision that died with the driver is made again.
     """
 

@@ -34,8 +34,11 @@ def train(request, report):
     send("counted", 0, {"gmacs": 10 * ratio, "head_gmacs": 5 * ratio, "params_m": 2 + len(request.knobs) / 10})
     if request.speed is not None:
         time.sleep(behaviour.get("timing_seconds", 0))
-        send("timed", 0, {"latency_ratio": ratio, "latency_ratio_q1": ratio, "latency_ratio_q3": ratio,
-                          "reference_ms": 20.0})
+        send(
+            "timed",
+            0,
+            {"latency_ratio": ratio, "latency_ratio_q1": ratio, "latency_ratio_q3": ratio, "reference_ms": 20.0},
+        )
     checkpoint = folder / "checkpoint.json"
     done = json.loads(checkpoint.read_text())["epoch"] if checkpoint.exists() else 0
     for epoch in range(max(done, 1), request.epochs + 1):

@@ -73,10 +73,13 @@ def test_kill_at_any_moment_loses_and_doubles_nothing(tmp_path):
     moments = {
         "before the first trial": lambda records: records is not None,
         "during a timing": lambda records: records and any(being_timed(record) for record in records),
-        "during training": lambda records: records
-        and any(r.state is TrialState.RUNNING and len(r.curve) == 3 for r in records),
-        "between rungs": lambda records: records
-        and any(r.state is TrialState.RUNNING and len(r.curve) == 1 and r.rungs and r.number > 0 for r in records),
+        "during training": lambda records: (
+            records and any(r.state is TrialState.RUNNING and len(r.curve) == 3 for r in records)
+        ),
+        "between rungs": lambda records: (
+            records
+            and any(r.state is TrialState.RUNNING and len(r.curve) == 1 and r.rungs and r.number > 0 for r in records)
+        ),
         # The store is written first, then MLflow, so at this moment MLflow is being written.
         "while writing MLflow": lambda records: records and sum(r.state.finished for r in records) >= 2,
     }

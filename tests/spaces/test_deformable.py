@@ -30,9 +30,7 @@ def test_channels_last_changes_nothing(ours, theirs):
     wanted = run(reference, x, weight)
     plain = run(layer, x, weight)
     last = layer.to(memory_format=torch.channels_last)
-    turned = run(
-        last, x.to(memory_format=torch.channels_last), weight.to(memory_format=torch.channels_last)
-    )
+    turned = run(last, x.to(memory_format=torch.channels_last), weight.to(memory_format=torch.channels_last))
     for one, other, third in zip(wanted, plain, turned, strict=True):
         assert torch.equal(one, other)
         assert torch.allclose(one, third, atol=2e-5)

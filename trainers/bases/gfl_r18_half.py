@@ -62,7 +62,7 @@ optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=0.002, weight_decay=0.05),
     # Adam's steps do not shrink with the gradient, so offsets of deformable layers learn at a tenth.
-    paramwise_cfg=dict(custom_keys={'conv_offset': dict(lr_mult=0.1)}, norm_decay_mult=0.0, bias_decay_mult=0.0),
+    paramwise_cfg=dict(custom_keys={"conv_offset": dict(lr_mult=0.1)}, norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -180,7 +180,8 @@ class Conductor:
     def _timed(self, number: int, report: TrialReport, seconds: float) -> bool:
         if number == 0 and self.store.reference_ms is None:
             self.store.reference_ms = report.metrics["reference_ms"]
-        self.store.update(number, self._in_ms(report.metrics), report.attrs, seconds)
+        attrs = {**report.attrs, "speed_kind": self._speed_device}
+        self.store.update(number, self._in_ms(report.metrics), attrs, seconds)
         # After the trial's own figures: once the speed is known here, no start of it is asked to time again.
         self.store.set_speed(self._speed_key(self.store.record(number).knobs), report.metrics)
         return self._still_feasible(number)

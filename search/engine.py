@@ -72,6 +72,7 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
         train = Split(Path(study.data.train.annotations), Path(study.data.train.images))
         val = Split(Path(study.data.val.annotations), Path(study.data.val.images))
     report = check_data(train, val, study.data.classes)
+    _check_sizes(study, report)
     data = DataRequest(
         train_annotations=str(train.annotations),
         train_images=str(train.images),
@@ -81,6 +82,17 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
         size=study.data.size,
     )
     return data, report, space
+
+
+def _check_sizes(study: Study, report: DataReport) -> None:
+    """Refuses an accuracy of objects of a size that the validation split does not have: it would have no value."""
+    for objective in study.objectives:
+        for size, count in report.val.sizes.items():
+            if objective.metric == f"bbox_mAP_{size[0]}" and not count:
+                raise UserError(
+                    f"objectives: {objective.metric} needs {size} objects, but the validation split has none "
+                    f"(by size: {', '.join(f'{number} {name}' for name, number in report.val.sizes.items())})."
+                )
 
 
 def run(
@@ -118,6 +130,8 @@ def run(
         ray_adapter.connect(address)  # late, since it takes long
         share = divide(study.resources, *ray_adapter.capacity())
         records = store.records()
+        speed_device = share.device if study.speed.device == "auto" else study.speed.device
+        _check_speed_device(store, records, speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
         tracker = Tracker.open(
             uri=study.tracking.uri or default_uri(folder),
@@ -137,7 +151,7 @@ def run(
             folder=folder,
             data=data,
             device=share.device,
-            speed_device=share.device if study.speed.device == "auto" else study.speed.device,
+            speed_device=speed_device,
             threads=share.cpus,
             concurrent=share.concurrent,
             listeners=(tracker.trial, progress, plots),
@@ -184,6 +198,17 @@ def _public(study: Study) -> dict[str, Any]:
     if study.tracking.uri:
         told["tracking"]["uri"] = public_uri(study.tracking.uri)
     return told
+
+
+def _check_speed_device(store: Store, records: Sequence[TrialRecord], device: str) -> None:
+    """Refuses to go on where ratios would refer to a latency of another kind of device."""
+    if records and records[0].state.finished and store.reference_ms is not None:
+        before = records[0].attrs.get("speed_kind", device)
+        if before != device:
+            raise UserError(
+                f"speed.device: must stay {before}, on which this study's latencies were measured, but here it is "
+                f"{device}; continue on such a machine, or give the study another name."
+            )
 
 
 class _Throttled:

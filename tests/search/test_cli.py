@@ -152,6 +152,10 @@ WRONG = {
     # Objectives and constraints.
     "unknown objective": (run(overrides={"objectives": FIGURES % ("speed", "minimize")}), "unknown metric 'speed'"),
     "objective twice": (run(overrides={"objectives": FIGURES % ("bbox_mAP", "maximize")}), "not name a metric twice"),
+    "no object of that size": (
+        run(overrides={**OWN, "objectives": FIGURES % ("bbox_mAP_s", "maximize")}),
+        "bbox_mAP_s needs small objects, but the validation split has none",
+    ),
     "wrong direction": (run(overrides={"objectives": FIGURES % ("gmacs", "maximize")}), "must have direction minimize"),
     "no constraint": (run(overrides={"constraints": "['gmacs < 3']"}), "must read like 'params_m <= 40'"),
     "unknown constraint": (run(overrides={"constraints": "['fps >= 3']"}), "must be about a figure known"),

@@ -457,3 +457,14 @@ def test_reports_of_an_ended_trial_are_refused(play):
     assert not play.epoch(0, 4, 0.9)
     assert not play.send(0, "done", 4, bbox_mAP=0.9)
     assert play.store.record(0) == before
+
+
+def test_the_kind_of_device_is_kept(play):
+    from search.engine import _check_speed_device
+    from spaces.errors import UserError
+
+    play.baseline()
+    records = play.store.records()
+    _check_speed_device(play.store, records, "cpu")
+    with pytest.raises(UserError, match=r"speed\.device: must stay cpu"):
+        _check_speed_device(play.store, records, "cuda")

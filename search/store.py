@@ -8,10 +8,14 @@ trials.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import logging
+import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -380,7 +384,20 @@ def _open_storage(url: str) -> BaseStorage:
         if parts.host and (port := parts.port or _PORTS.get(parts.get_backend_name())):
             # Drivers wait minutes for a host that does not answer.
             socket.create_connection((parts.host, port), _CONNECT_SECONDS).close()
-        return RDBStorage(url, engine_kwargs=options)
+        with _one_at_a_time(url):
+            return RDBStorage(url, engine_kwargs=options)
+
+
+@contextmanager
+def _one_at_a_time(url: str) -> Iterator[None]:
+    """Lets one process of this machine open a storage at a time.
+
+    Optuna makes the tables of a new storage without a lock: a ``headway status`` at that moment would break the run.
+    """
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"headway-{os.getuid()}-{name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -396,7 +397,7 @@ def _absolute(raw: dict[str, Any], root: Path) -> None:
 
 def _absolute_path(text: str, root: Path) -> str:
     try:
-        return str((root / Path(text).expanduser()).absolute())
+        return os.path.normpath((root / Path(text).expanduser()).absolute())
     except RuntimeError as error:  # the ~ of a user who does not exist
         raise UserError(f"study file: '{text}' must be a path, but {str(error).rstrip('.').lower()}.") from error
 

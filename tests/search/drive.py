@@ -1,4 +1,4 @@
-"""Runs a study with the analytic trainer, in a process that tests can kill: drive.py STUDY.yaml ROOT."""
+"""Runs a study in a process that tests can kill: drive.py STUDY.yaml ROOT [TRAINER], by default the analytic one."""
 
 import sys
 from pathlib import Path
@@ -7,5 +7,6 @@ from search import engine
 from search.study import load
 
 if __name__ == "__main__":
-    outcome = engine.run(load(Path(sys.argv[1])), Path(sys.argv[2]), trainer="analytic_trainer:train")
+    trainer = sys.argv[3] if len(sys.argv) > 3 else "analytic_trainer:train"
+    outcome = engine.run(load(Path(sys.argv[1])), Path(sys.argv[2]), trainer=trainer)
     sys.exit(0 if outcome.finished else 1)

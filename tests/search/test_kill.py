@@ -34,15 +34,15 @@ sampler: {{name: tpe, startup: 3}}
 class Driver:
     """The command, and what it has left in the store so far."""
 
-    def __init__(self, folder):
-        self.file, self.root = folder / "killed.yaml", folder / "studies"
-        self.file.write_text(STUDY)
+    def __init__(self, folder, study=STUDY, trainer="analytic_trainer:train"):
+        self.file, self.root, self.trainer = folder / "killed.yaml", folder / "studies", trainer
+        self.file.write_text(study)
         self.folder = self.root / "killed"
         behaviour = {"timing_seconds": 1.0, "epoch_seconds": 0.4}
         self.environment = {**os.environ, "PYTHONPATH": str(HERE), "ANALYTIC": json.dumps(behaviour)}
 
     def start(self):
-        command = [sys.executable, str(HERE / "drive.py"), str(self.file), str(self.root)]
+        command = [sys.executable, str(HERE / "drive.py"), str(self.file), str(self.root), self.trainer]
         log = (self.root.parent / "log.txt").open("a")
         return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
@@ -101,6 +101,37 @@ def test_kill_at_any_moment_loses_and_doubles_nothing(tmp_path):
     assert not [trial for trial in in_optuna if trial.state in (OptunaState.RUNNING, OptunaState.WAITING)]
     complete = [trial for trial in in_optuna if trial.state is OptunaState.COMPLETE]
     assert len(complete) == sum(record.state is TrialState.COMPLETE for record in records)
+    check_mlflow(driver.folder, records)
+
+
+REAL_STUDY = f"""
+name: killed
+base: headway::gfl_nano
+data: {{digits: {{train: 48, val: 8}}, size: [96, 96]}}
+space: {{slimhead: {{}}, dcn: {{placement: {{max_size: 1}}}}}}
+budget: {{trials: {TRIALS}, epochs: 3}}
+rungs: {{first: 1, factor: 2}}
+sampler: {{name: tpe, startup: 3}}
+speed: {{seconds: 1, pairs: 4}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_a_search_that_trains_mmdet(tmp_path):
+    driver = Driver(tmp_path, REAL_STUDY, "trainers.detector:train")
+    driver.kill_when(lambda records: records is not None)
+    driver.kill_when(lambda records: records and any(being_timed(record) for record in records))
+    driver.kill_when(lambda records: records and any(r.state is TrialState.RUNNING and r.curve for r in records))
+    driver.kill_when(lambda records: records and any(r.rungs and r.number > 0 for r in records))
+    driver.kill_when(lambda records: records and sum(r.state.finished for r in records) >= 2)
+    assert driver.start().wait(timeout=400) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    records = driver.records()
+    assert all_done(records)
+    assert {record.state for record in records} <= {TrialState.COMPLETE, TrialState.STOPPED}
+    for record in records:
+        last = 3 if record.state is TrialState.COMPLETE else max(record.rungs)
+        assert [epoch.epoch for epoch in record.curve] == list(range(1, last + 1))
     check_mlflow(driver.folder, records)
 
 

@@ -1,6 +1,8 @@
 """The store over a real SQLite database: what Optuna is told, what a kill leaves, who may go on in it."""
 
 import json
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -456,3 +458,12 @@ def test_records_are_json(tmp_path):
     store.propose(SPACE)
     for trial in in_optuna(tmp_path):
         json.dumps(trial.user_attrs, allow_nan=False)
+
+
+def test_a_look_at_a_storage_that_is_being_made_does_not_break_the_run(tmp_path):
+    """Each of four processes opens the same new SQLite file; Optuna alone lets some of them fail."""
+    code = "import sys; from search.store import _open_storage; _open_storage(sys.argv[1])"
+    for attempt in range(2):
+        url = f"sqlite:///{tmp_path / f'{attempt}.db'}"
+        processes = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(4)]
+        assert [process.wait() for process in processes] == [0, 0, 0, 0]

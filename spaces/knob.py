@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +45,7 @@ class Condition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knob:
+class Knob(ABC):
     """What every knob has.
 
     Attributes:
@@ -64,17 +65,17 @@ class Knob:
     kind: ClassVar[str] = ""
     narrowing: ClassVar[Mapping[str, str]] = {}
 
+    @abstractmethod
     def legal(self) -> str:
         """Describes the legal values for an error message."""
-        raise NotImplementedError(type(self))
 
+    @abstractmethod
     def check(self, value: Any, who: str) -> Any:
         """Gives the canonical form of ``value``.
 
         Raises:
             UserError: The value is not legal; the message starts with ``who``.
         """
-        raise NotImplementedError(type(self))
 
     def narrow(self, spec: Any, who: str) -> Knob:
         """Gives the knob that proposes only what ``spec`` allows: one value, a list of values, or a mapping of bounds.
@@ -98,8 +99,9 @@ class Knob:
     def _is_value(self, spec: list[Any]) -> bool:
         return False
 
+    @abstractmethod
     def _bounded(self, fields: dict[str, Any], who: str) -> Knob:
-        raise NotImplementedError(type(self))
+        """Gives the knob with these fields narrowed."""
 
     def _among(self, values: Sequence[Any]) -> Choice:
         unique = tuple(dict.fromkeys(_frozen(value) for value in values))
@@ -108,18 +110,18 @@ class Knob:
             name=self.name, when=self.when, help=self.help, default=default, active=self.active, choices=unique
         )
 
+    @abstractmethod
     def values(self) -> list[Any] | None:
         """All values that can be proposed, ``None`` for a continuous range."""
-        raise NotImplementedError(type(self))
 
     def size(self) -> float:
         """Counts the values that can be proposed; infinite for a continuous range."""
         values = self.values()
         return math.inf if values is None else len(values)
 
+    @abstractmethod
     def extremes(self) -> tuple[Any, ...]:
         """Gives the values at the corners of the range, for building a space's corners before a search."""
-        raise NotImplementedError(type(self))
 
     def to_json(self) -> dict[str, Any]:
         """Gives plain JSON types that ``knob_from_json`` reads."""

@@ -199,12 +199,6 @@ class Space:
         when = {f"{part.family.name}.{knob.name}": knob.when for part in self.families for knob in part.full}
         return {key: value for key, value in design.items() if when.get(key, "architecture") == "architecture"}
 
-    def signature(self) -> str:
-        """Hash of the space: base facts and all narrowed knobs, whatever their help texts say."""
-        knobs = {name: {**knob.to_json(), "help": ""} for name, knob in self.knobs.items()}
-        always = [part.family.name for part in self.families if part.always]
-        return design_hash({"base": vars(self.base), "knobs": knobs, "always": always})
-
 
 def build_space(families: Mapping[str, Mapping[str, Any] | None], base: BaseFacts, who: str = "space") -> Space:
     """Builds the space of a study file's ``space`` section.

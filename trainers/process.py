@@ -150,7 +150,7 @@ def _child(descriptor: int, parent: int) -> None:
             send("failed", str(error))
         except UserError as error:
             send("user", str(error))
-        except Exception:
+        except Exception:  # a fault of the trainer: the parent raises it with this traceback
             send("error", f"the trainer failed:\n{traceback.format_exc()}")
 
 

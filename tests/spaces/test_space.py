@@ -352,7 +352,7 @@ def test_any_small_size(among: list[int], least: int, most: int, ratios: list[fl
     assert space.size() == len({design_hash(design) for design in Enumerate().designs(space)})
 
 
-# Corners, signature, building
+# Corners, building
 
 
 def test_corners() -> None:
@@ -369,18 +369,6 @@ def test_corners() -> None:
         assert {len(design.get("dcn.placement", ())) for design in found} >= {1, 8}
         assert {design.get("dcn.version") for design in found} >= {1, 2}
     assert space.corners(limit=3) == corners[:3]
-
-
-def test_signature() -> None:
-    one = build_space(NARROWED, GFL)
-    assert one.signature() == build_space(dict(reversed(NARROWED.items())), GFL).signature()
-    others = [
-        build_space({**NARROWED, "slimhead": {}}, GFL),
-        build_space({"slimhead": NARROWED["slimhead"]}, GFL),
-        build_space({**NARROWED, "dcn": {**NARROWED["dcn"], "always": True}}, GFL),
-        build_space(NARROWED, replace(GFL, tower_bias=True)),
-    ]
-    assert len({one.signature(), *(space.signature() for space in others)}) == 5
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,9 @@ def test_trials_that_crash_fail_and_die(tmp_path):
 
 @pytest.mark.timeout(500)
 def test_a_driver_that_is_asked_to_end_leaves_its_trials_to_the_next(tmp_path):
-    driver = Driver(tmp_path, 3, epoch_seconds=1.0)
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    driver = Driver(tmp_path, 3, gates=str(gates))
     process = driver.start()
     driver.wait_for(process, "trial   0  epoch 1")
 
@@ -114,7 +116,7 @@ def test_a_driver_that_is_asked_to_end_leaves_its_trials_to_the_next(tmp_path):
     assert second.stdout == ""
     assert process.poll() is None
 
-    for name in ("SIGINT", "SIGTERM"):
+    for name, epoch in (("SIGINT", 2), ("SIGTERM", 3)):
         process.send_signal(getattr(signal, name))
         assert process.wait(timeout=60) == 1, driver.log.read_text()[-3000:]
         text = driver.log.read_text()
@@ -124,6 +126,7 @@ def test_a_driver_that_is_asked_to_end_leaves_its_trials_to_the_next(tmp_path):
         assert not [record for record in records if record.state is TrialState.FAILED], name
         assert [record for record in records if record.state is TrialState.RUNNING], name
         driver.log.write_text("")
+        (gates / str(epoch)).touch()
         process = driver.start()
         driver.wait_for(process, "epoch 2/3" if name == "SIGINT" else "continues")
     assert process.wait(timeout=150) == 0, driver.log.read_text()[-3000:]

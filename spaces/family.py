@@ -22,7 +22,11 @@ class Family:
         knobs: Gives the knobs for a base.
         off: The family has no effect, and is dropped from a design, when any of these holds.
         illegal: Says why a combination of its own knob values is impossible on a base, ``None`` when it is not.
-        conflicts: Families it cannot go together with, each with the reason.
+        conflicts: Families it cannot go together with, each with the reason. Naming a pair once is enough.
+        clash: Says why the values of all families together (by family, its own among them) make no sense, ``None``
+            when they do: for conflicts that only some values have.
+        on_images: Whether the latency of a design depends on the image and on the trained weights, so that it is
+            measured on the trained detector with validation images and never shared between designs.
         export_limits: Export formats that it forbids, each with the reason.
     """
 
@@ -34,6 +38,8 @@ class Family:
     off: tuple[Condition, ...] = ()
     illegal: Callable[[Mapping[str, Any], BaseFacts], str | None] = lambda values, base: None
     conflicts: Mapping[str, str] = field(default_factory=dict)
+    clash: Callable[[Mapping[str, Mapping[str, Any]], BaseFacts], str | None] = lambda design, base: None
+    on_images: bool = False
     export_limits: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -55,6 +55,7 @@ class Knob(ABC):
         help: One line of meaning, with the unit.
         default: The paper's best value.
         active: All of these must hold, else the knob has no effect and is dropped from the design.
+        sweep: Of an ``inference`` knob that is not narrowed: the values tried on each trained detector.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Knob(ABC):
     help: str
     default: Any
     active: tuple[Condition, ...] = ()
+    sweep: tuple[Any, ...] = ()
     kind: ClassVar[str] = ""
     narrowing: ClassVar[Mapping[str, str]] = {}
 
@@ -107,8 +109,18 @@ class Knob(ABC):
         unique = tuple(dict.fromkeys(_frozen(value) for value in values))
         default = self.default if _frozen(self.default) in unique else unique[0]
         return Choice(
-            name=self.name, when=self.when, help=self.help, default=default, active=self.active, choices=unique
+            name=self.name,
+            when=self.when,
+            help=self.help,
+            default=default,
+            active=self.active,
+            sweep=unique if self.when == "inference" else (),
+            choices=unique,
         )
+
+    def swept(self) -> tuple[Any, ...]:
+        """Gives the values to try on a trained detector, the default first."""
+        return tuple(dict.fromkeys((self.default, *self.sweep)))
 
     @abstractmethod
     def values(self) -> list[Any] | None:
@@ -189,7 +201,14 @@ class Float(Knob):
         number = isinstance(step, (int, float)) and not isinstance(step, bool)
         if step is not None and not (number and 0 < step < math.inf):
             raise UserError(f"{who}.step: must be a number above 0, but got {step!r}.")
-        return replace(self, low=low, high=high, step=step, default=min(max(self.default, low), high))
+        return replace(
+            self,
+            low=low,
+            high=high,
+            step=step,
+            default=min(max(self.default, low), high),
+            sweep=_within(self.sweep, low, high),
+        )
 
     def values(self) -> list[float] | None:
         if self.low == self.high:
@@ -227,7 +246,8 @@ class Integer(Knob):
         high = self.check(fields.get("high", self.high), f"{who}.high")
         if low > high:
             raise UserError(f"{who}: low must not lie above high, but got low {low} and high {high}.")
-        return replace(self, low=low, high=high, default=min(max(self.default, low), high))
+        default = min(max(self.default, low), high)
+        return replace(self, low=low, high=high, default=default, sweep=_within(self.sweep, low, high))
 
     def values(self) -> list[int]:
         return list(range(self.low, self.high + 1))
@@ -349,6 +369,11 @@ def knob_from_json(value: Mapping[str, Any]) -> Knob:
         fields["shorthand"] = {key: tuple(items) for key, items in value["shorthand"]}
     kinds = {cls.kind: cls for cls in (Choice, Float, Integer, Subset)}
     return kinds[value["kind"]](**fields)
+
+
+def _within(sweep: tuple[Any, ...], low: float, high: float) -> tuple[Any, ...]:
+    """The swept values in [low, high], with the ends that the user asked for."""
+    return tuple(sorted({*(value for value in sweep if low <= value <= high), low, high})) if sweep else ()
 
 
 def _group(element: Any) -> str:

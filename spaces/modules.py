@@ -29,3 +29,8 @@ def ComposedHead(base_type: str, mixins: list[dict], **kwargs) -> nn.Module:  # 
 def _order(mixin: dict) -> tuple:
     # Layers are replaced before towers are wrapped.
     return (getattr(MODELS.get(mixin["type"]), "setup_order", 10), mixin["type"])
+
+
+def dense_head(model: nn.Module) -> nn.Module:
+    """The dense head of a built detector: the RPN of a two-stage one, else the box head."""
+    return getattr(model, "rpn_head", None) or model.bbox_head

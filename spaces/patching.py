@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from spaces.base import dense_part
 from spaces.errors import HeadwayError, unknown
 from spaces.registry import families, patch_of
 
@@ -49,7 +50,7 @@ def add_mixin(model: dict[str, Any], mixin: Mapping[str, Any]) -> dict[str, Any]
         model: A ``model`` config, changed in place.
         mixin: ``{"type": NAME, ...}``, NAME as registered in mmdet's ``MODELS``.
     """
-    head = model["bbox_head"]
+    head = model[dense_part(model)]
     if head["type"] != "ComposedHead":
         head["base_type"], head["type"], head["mixins"] = head["type"], "ComposedHead", []
     head["mixins"] = [*head["mixins"], dict(mixin)]

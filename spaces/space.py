@@ -71,7 +71,7 @@ class FamilySpace:
         if index == len(self.knobs):
             return (0.0, True) if self._off(chosen) else (1.0, False)
         knob = self.knobs[index]
-        if not all(condition.holds(chosen) for condition in knob.active):
+        if knob.when == "inference" or not all(condition.holds(chosen) for condition in knob.active):
             return self._count(index + 1, chosen, deciding)
         values = knob.values()
         # Knobs that no condition reads multiply the rest; a continuous one stands for its ends.
@@ -129,26 +129,35 @@ class Space:
                 raise UserError(f"{who}: {name}: {reason}")
             design.update({f"{name}.{key}": _listed(value) for key, value in canonical.items()})
         present = split(design)
+        for one, other in itertools.combinations(present, 2):
+            reason = conflict(known[one].family, known[other].family)
+            if reason:
+                raise UserError(f"{who}: {one} cannot go together with {other}: {reason}")
         for name in present:
-            for other, reason in known[name].family.conflicts.items():
-                if other in present:
-                    raise UserError(f"{who}: {name} cannot go together with {other}: {reason}")
+            reason = known[name].family.clash(present, self.base)
+            if reason:
+                raise UserError(f"{who}: {name}: {reason}")
         return design
 
     def suggest(self, ask: Suggester) -> Design:
-        """Proposes a canonical design, asking only for the knobs that matter.
+        """Proposes a canonical design, asking only for the knobs that matter and are not swept after training.
 
-        Legal by construction but for families' ``illegal`` and ``conflicts``; those raise ``UserError``.
+        Legal by construction but for families' ``illegal`` and ``clash``; those raise ``UserError``.
         """
         values: dict[str, Any] = {}
+        chosen_families: list[Family] = [part.family for part in self.families if part.always]
         for part in self.families:
             name = part.family.name
+            if any(conflict(part.family, other) for other in chosen_families):
+                continue
             if not part.always and len(self.families) > 1 and not ask.suggest_categorical(name, [True, False]):
                 continue
             chosen: dict[str, Any] = {}
             for knob in part.knobs:
                 if all(condition.holds(chosen) for condition in knob.active):
-                    chosen[knob.name] = _propose(knob, f"{name}.{knob.name}", ask)
+                    swept = knob.when == "inference"
+                    chosen[knob.name] = knob.default if swept else _propose(knob, f"{name}.{knob.name}", ask)
+            chosen_families.append(part.family)
             values.update({f"{name}.{key}": value for key, value in chosen.items()})
         return self.canonicalise(values)
 
@@ -194,6 +203,35 @@ class Space:
                 found.setdefault(design_hash(design), design)
         return list(found.values())
 
+    def sweep(self, design: Design) -> list[Design]:
+        """Gives the designs that differ from this one in inference knobs only: one training serves them all.
+
+        The design itself comes first, whatever its own inference knobs are; where it has none, it is the only one.
+        """
+        swept = {name: knob for name, knob in self.knobs.items() if knob.when == "inference"}
+        present = {name for name in swept if name.partition(".")[0] in split(design)}
+        found = {design_hash(design): design}
+        for values in itertools.product(*(swept[name].swept() for name in sorted(present))):
+            setting = {**design, **dict(zip(sorted(present), values, strict=True))}
+            try:
+                point = self.canonicalise(setting)
+            except UserError:
+                continue
+            if point:
+                found.setdefault(design_hash(point), point)
+        return list(found.values())
+
+    def excluded(self) -> list[tuple[str, str, str]]:
+        """Lists the pairs of families that are never proposed together, each with the reason."""
+        pairs = itertools.combinations((part.family for part in self.families), 2)
+        found = ((one.name, other.name, conflict(one, other)) for one, other in pairs)
+        return [(one, other, reason) for one, other, reason in found if reason]
+
+    def on_images(self, design: Mapping[str, Any]) -> bool:
+        """Says whether the latency of a design depends on the image and on its trained weights."""
+        present = split(design)
+        return any(part.family.on_images for part in self.families if part.family.name in present)
+
     def architecture(self, design: Mapping[str, Any]) -> Design:
         """Keeps the knobs that change the network; designs that agree on these share cost and speed."""
         when = {f"{part.family.name}.{knob.name}": knob.when for part in self.families for knob in part.full}
@@ -235,9 +273,18 @@ def build_space(families: Mapping[str, Mapping[str, Any] | None], base: BaseFact
             else:
                 raise unknown(f"{who}.{name}", str(key), [*narrowed, "always"])
         parts.append(FamilySpace(family, full, tuple(narrowed.values()), always))
+    for one, other in itertools.combinations((part for part in parts if part.always), 2):
+        reason = conflict(one.family, other.family)
+        if reason:
+            raise UserError(f"{who}: {one.family.name} cannot go together with {other.family.name}: {reason}")
     if not parts:
         raise UserError(f"{who}: must name at least one family; 'headway families' lists them.")
     return Space(base, tuple(parts))
+
+
+def conflict(one: Family, other: Family) -> str | None:
+    """Says why two families cannot go together, whichever of them names it; ``None`` when they can."""
+    return one.conflicts.get(other.name) or other.conflicts.get(one.name)
 
 
 def full_space(base: BaseFacts) -> Space:

@@ -28,7 +28,9 @@ SAMPLES = 3
 
 # The tiny detectors' facts, so that cases can be listed before anything is built; test_facts proves them.
 FACTS = {
-    head: BaseFacts(detector, head, (8, 16, 32, 64, 128), 2, head == "RetinaHead")
+    head: BaseFacts(
+        detector, head, (8, 16, 32, 64, 128), 2, head == "RetinaHead", priors=9 if head == "RetinaHead" else 1, finer=1
+    )
     for head, detector in {"GFLHead": "GFL", "ATSSHead": "ATSS", "RetinaHead": "RetinaNet", "FCOSHead": "FCOS"}.items()
 }
 

@@ -18,10 +18,10 @@ from spaces.errors import UserError, choices, unknown
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 STRIDES = (8, 16, 32, 64, 128)
 REAL = {
-    "gfl/gfl_r50_fpn_1x_coco.py": BaseFacts("GFL", "GFLHead", STRIDES, 4, False),
-    "atss/atss_r50_fpn_1x_coco.py": BaseFacts("ATSS", "ATSSHead", STRIDES, 4, False),
-    "retinanet/retinanet_r50_fpn_1x_coco.py": BaseFacts("RetinaNet", "RetinaHead", STRIDES, 4, True),
-    "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py": BaseFacts("FCOS", "FCOSHead", STRIDES, 4, False),
+    "gfl/gfl_r50_fpn_1x_coco.py": BaseFacts("GFL", "GFLHead", STRIDES, 4, False, finer=1),
+    "atss/atss_r50_fpn_1x_coco.py": BaseFacts("ATSS", "ATSSHead", STRIDES, 4, False, finer=1),
+    "retinanet/retinanet_r50_fpn_1x_coco.py": BaseFacts("RetinaNet", "RetinaHead", STRIDES, 4, True, priors=9, finer=1),
+    "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py": BaseFacts("FCOS", "FCOSHead", STRIDES, 4, False, finer=1),
 }
 
 
@@ -77,16 +77,19 @@ def changed(**head: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "base: must be a one-stage detector with a dense head (model.bbox_head), but got ? without one."),
+        (
+            {},
+            "base: must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), but got ? without one.",
+        ),
         (
             {"type": "FasterRCNN", "roi_head": {}},
-            "base: must be a one-stage detector with a dense head (model.bbox_head), but got FasterRCNN without one.",
+            "base: must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), but got FasterRCNN without one.",
         ),
         (
             {"type": "DETR", "bbox_head": {"type": "DETRHead"}},
             "base: must have a dense head over a pyramid with strides",
         ),
-        ({"type": "X", "bbox_head": [1]}, "base: must be a one-stage detector"),
+        ({"type": "X", "bbox_head": [1]}, "base: must be a detector with a dense head"),
         (changed(type="ComposedHead"), "base: is already the result of 'headway patch'"),
         (changed(stacked_convs=0), "base: must have a dense head with conv towers, but GFLHead has 0 stacked_convs."),
     ],

@@ -79,11 +79,13 @@ def changed(**head: Any) -> dict[str, Any]:
     [
         (
             {},
-            "base: must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), but got ? without one.",
+            "base: must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), "
+            "but got ? without one.",
         ),
         (
             {"type": "FasterRCNN", "roi_head": {}},
-            "base: must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), but got FasterRCNN without one.",
+            "base: must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), "
+            "but got FasterRCNN without one.",
         ),
         (
             {"type": "DETR", "bbox_head": {"type": "DETRHead"}},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.labels import figure
 from analysis.pareto import front, is_point, values
-from analysis.record import Objective, TrialRecord, TrialState
+from analysis.record import Objective, TrialRecord, TrialState, spread
 from spaces.errors import UserError, choices
 
 PICKS = ("knee", "fastest", "most_accurate")
@@ -30,13 +31,14 @@ def choose(trials: Sequence[TrialRecord], objectives: Sequence[Objective], pick:
         trials: All records of the study.
         objectives: The study's objectives.
         pick: ``knee``, ``fastest`` (best latency of the front, or best first minimised objective where latency is
-            none), ``most_accurate`` (best first maximised objective of the front), or a trial's number, also as text.
-            A number may name any COMPLETE trial, on the front or off it.
+            none), ``most_accurate`` (best first maximised objective of the front), or a trial's number, also as text;
+            ``7.3`` is the third setting of the inference knobs of trial 7. A number may name any COMPLETE trial, on the
+            front or off it.
 
     Raises:
         UserError: ``pick`` is none of these, no trial is COMPLETE, or the number is not that of a COMPLETE trial.
     """
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    complete = spread(trial for trial in trials if trial.state is TrialState.COMPLETE)
     number = _number(pick)
     if number is None and pick not in PICKS:
         raise UserError(f"--pick: must be {choices([*PICKS, 'a trial number'])}, but got '{pick}'.")
@@ -70,20 +72,20 @@ def knee(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> Cho
         objectives: The study's objectives.
     """
     if len(members) == 1:
-        return Choice(members[0], f"trial {members[0].number} is the only point of the front")
-    losses = {trial.number: sum(_scaled(trial, members, objectives)) for trial in members}
-    ends = min(losses[_extreme(members, objective).number] for objective in objectives)
-    best = min(members, key=lambda trial: (losses[trial.number], trial.number))
-    if losses[best.number] < ends - 1e-9:
+        return Choice(members[0], f"trial {members[0].label} is the only point of the front")
+    losses = {trial.label: sum(_scaled(trial, members, objectives)) for trial in members}
+    ends = min(losses[_extreme(members, objective).label] for objective in objectives)
+    best = min(members, key=lambda trial: (losses[trial.label], _age(trial)))
+    if losses[best.label] < ends - 1e-9:
         return Choice(
             best,
-            f"trial {best.number} is the knee: of {len(members)} points of the front it lies farthest from the line "
+            f"trial {best.label} is the knee: of {len(members)} points of the front it lies farthest from the line "
             f"through the extremes ({_figures(best, objectives)})",
         )
-    best = min(members, key=lambda trial: (_ratio(trial, objectives), trial.number))
+    best = min(members, key=lambda trial: (_ratio(trial, objectives), _age(trial)))
     return Choice(
         best,
-        f"the front of {len(members)} points has no bulge, and trial {best.number} gives the most for what it costs "
+        f"the front of {len(members)} points has no bulge, and trial {best.label} gives the most for what it costs "
         f"({_figures(best, objectives)})",
     )
 
@@ -99,17 +101,17 @@ def _best(members: Sequence[TrialRecord], objectives: Sequence[Objective], *, fa
     best = _extreme(members, fitting[0])
     word = "fastest" if fastest else "most accurate"
     return Choice(
-        best, f"trial {best.number} is the {word} of {len(members)} points of the front ({_figures(best, objectives)})"
+        best, f"trial {best.label} is the {word} of {len(members)} points of the front ({_figures(best, objectives)})"
     )
 
 
 def _by_number(
-    trials: Sequence[TrialRecord], complete: Sequence[TrialRecord], objectives: Sequence[Objective], number: int
+    trials: Sequence[TrialRecord], complete: Sequence[TrialRecord], objectives: Sequence[Objective], number: str
 ) -> Choice:
-    known = [str(trial.number) for trial in sorted(complete, key=lambda trial: trial.number)]
+    known = [trial.label for trial in sorted(complete, key=_age)]
     shown = choices(known if len(known) <= _LONGEST_LIST else [*known[:_LONGEST_LIST], f"{len(known)} in all"])
     legal = f" The COMPLETE trials are {shown}."
-    trial = next((trial for trial in trials if trial.number == number), None)
+    trial = next((trial for trial in [*complete, *trials] if trial.label == number), None)
     if trial is None:
         raise UserError(f"--pick: this study has no trial {number}.{legal}")
     if trial.state is not TrialState.COMPLETE:
@@ -119,27 +121,29 @@ def _by_number(
         )
     if not is_point(trial, objectives):
         return Choice(trial, f"trial {number} was picked by its number; it lacks a figure of the front's axes")
-    where = "on" if any(member.number == number for member in front(complete, objectives)) else "off"
+    where = "on" if any(member.label == number for member in front(complete, objectives)) else "off"
     return Choice(
         trial, f"trial {number} was picked by its number; it is {where} the front ({_figures(trial, objectives)})"
     )
 
 
-def _number(pick: str | int) -> int | None:
-    if isinstance(pick, bool):
+def _number(pick: str | int) -> str | None:
+    """The label of the trial that is meant, ``None`` where no number is given."""
+    match = re.fullmatch(r"([+-]?\d+)(?:\.(\d+))?", str(pick).strip())
+    if match is None:
         return None
-    if isinstance(pick, int):
-        return pick
-    try:
-        return int(pick)
-    except ValueError:
-        return None
+    number, point = int(match[1]), int(match[2] or 0)
+    return f"{number}.{point}" if point else str(number)
+
+
+def _age(trial: TrialRecord) -> tuple[int, int]:
+    return trial.number, trial.point
 
 
 def _extreme(members: Sequence[TrialRecord], objective: Objective) -> TrialRecord:
     # Members equal in this objective differ in another one, or are duplicates: then the oldest is taken.
     sign = -1 if objective.maximize else 1
-    return min(members, key=lambda trial: (sign * trial.metrics[objective.metric], trial.number))
+    return min(members, key=lambda trial: (sign * trial.metrics[objective.metric], _age(trial)))
 
 
 def _scaled(trial: TrialRecord, members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[float]:

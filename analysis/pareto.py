@@ -19,7 +19,7 @@ from typing import Any
 import moocore
 import numpy as np
 
-from analysis.record import Objective, TrialRecord, TrialState
+from analysis.record import Objective, TrialRecord, TrialState, spread
 
 Row = dict[str, Any]
 
@@ -35,14 +35,14 @@ def is_point(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
 
 
 def points(trials: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """Keeps the trials that may be on the front, in the order given."""
-    return [trial for trial in trials if is_point(trial, objectives)]
+    """Keeps the trials that may be on the front, in the order given, with every setting of a sweep."""
+    return [trial for trial in spread(trials) if is_point(trial, objectives)]
 
 
 def speed_order(trial: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """Sort key: the second objective (the first where there is one only), then the others, then the trial's number."""
     figures = values(trial, objectives)
-    return (*figures[1:2], *figures, float(trial.number))
+    return (*figures[1:2], *figures, float(trial.number), float(trial.point))
 
 
 def dominates(one: TrialRecord, other: TrialRecord, objectives: Sequence[Objective]) -> bool:
@@ -141,7 +141,7 @@ def hypervolume_curves(
     hours, volume = 0.0, 0.0
     for count, trial in enumerate(done, start=1):
         hours += trial.compute_hours
-        if is_point(trial, objectives):
+        if points([trial], objectives):
             members = front([*members, trial], objectives)
             # Rounding differs with the set that is summed up; the true value cannot fall.
             volume = max(volume, hypervolume(members, objectives, reference))
@@ -153,25 +153,27 @@ def front_rows(trials: Iterable[TrialRecord], objectives: Sequence[Objective]) -
     """Gives the table of all COMPLETE trials, ascending in the second objective.
 
     Returns:
-        Rows of plain JSON types with ``trial``, ``knobs``, ``metrics`` (``None`` for a figure that is not finite),
-        ``baseline``, ``on_front`` and ``dominates_baseline``. A COMPLETE trial with a missing or NaN objective is
-        listed last and is not on the front.
+        Rows of plain JSON types with ``trial``, ``point`` (``7``, or ``7.3`` for a further setting of the inference
+        knobs of trial 7; what ``headway export --pick`` takes), ``knobs``, ``metrics`` (``None`` for a figure that is
+        not finite), ``baseline``, ``on_front`` and ``dominates_baseline``. A COMPLETE trial with a missing or NaN
+        objective is listed last and is not on the front.
     """
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    members = {trial.number for trial in front(complete, objectives)}
+    complete = spread(trial for trial in trials if trial.state is TrialState.COMPLETE)
+    members = {trial.label for trial in front(complete, objectives)}
     baseline = next((trial for trial in complete if trial.baseline), None)
 
     def order(trial: TrialRecord) -> tuple[bool, tuple[float, ...]]:
         good = is_point(trial, objectives)
-        return not good, speed_order(trial, objectives) if good else (float(trial.number),)
+        return not good, speed_order(trial, objectives) if good else (float(trial.number), float(trial.point))
 
     return [
         {
             "trial": trial.number,
+            "point": trial.label,
             "knobs": dict(trial.knobs),
             "metrics": {name: _finite(value) for name, value in trial.metrics.items()},
             "baseline": trial.baseline,
-            "on_front": trial.number in members,
+            "on_front": trial.label in members,
             "dominates_baseline": baseline is not None and dominates(trial, baseline, objectives),
         }
         for trial in sorted(complete, key=order)
@@ -192,7 +194,7 @@ def front_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     metrics = sorted({name for row in rows for name in row["metrics"]})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    flags = ["trial", "baseline", "on_front", "dominates_baseline"]
+    flags = ["trial", "point", "baseline", "on_front", "dominates_baseline"]
     writer.writerow([*flags, *knobs, *metrics])
     for row in rows:
         cells = [row["knobs"].get(name) for name in knobs] + [row["metrics"].get(name) for name in metrics]

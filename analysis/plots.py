@@ -173,14 +173,14 @@ def _tags(view: View, trials: Sequence[TrialRecord]) -> list[str]:
     for x, y, trial in zip(view.xs(trials), view.ys(trials), trials, strict=True):
         free = all(abs(x - left) > wide or abs(y - low) > high for left, low in taken)
         taken += [(x, y)] if free else []
-        tags.append(str(trial.number) if free else "")
+        tags.append(trial.label if free else "")
     return tags
 
 
 def _hover(trial: TrialRecord, objectives: Sequence[Objective], baseline: TrialRecord | None, name: str) -> str:
-    head = f"<b>trial {trial.number}</b>" + {"front": ", on the front", "baseline": ", the baseline"}.get(name, "")
+    head = f"<b>trial {trial.label}</b>" + {"front": ", on the front", "baseline": ", the baseline"}.get(name, "")
     lines = [head, *(f"<b>{html.escape(figure(o.metric, trial.metrics[o.metric]))}</b>" for o in objectives)]
-    if baseline is not None and baseline.number != trial.number:
+    if baseline is not None and baseline.label != trial.label:
         lines.append("against the baseline: " + ", ".join(_against(trial, baseline, o) for o in objectives))
     lines += [f"<i>{html.escape(name)}</i> = {html.escape(knob_value(value))}" for name, value in trial.knobs.items()]
     shown = {objective.metric for objective in objectives}
@@ -277,8 +277,8 @@ def pareto_png(trials: Sequence[TrialRecord], objectives: Sequence[Objective], *
 
 def _named(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     """Picks the members to spell out, as many as there is room for: the two ends, the knee, and evenly between."""
-    best = knee(members, objectives).trial.number
-    middle = next(index for index, trial in enumerate(members) if trial.number == best)
+    best = knee(members, objectives).trial.label
+    middle = next(index for index, trial in enumerate(members) if trial.label == best)
     for count in range(min(_MOST_NAMED, len(members)), 3, -1):
         step = (len(members) - 1) / (count - 1)
         picked = {round(index * step) for index in range(count)}
@@ -306,7 +306,7 @@ def _list(picture: Figure, named: Sequence[TrialRecord], objectives: Sequence[Ob
     for trial in named:
         colour = VERMILION if trial.baseline else BLUE
         at = top - used * line
-        picture.text(left, at, str(trial.number), va="top", fontsize=9.5, weight="bold", color=colour)
+        picture.text(left, at, trial.label, va="top", fontsize=9.5, weight="bold", color=colour)
         design, figures = _entry(trial, objectives)
         for index, text in enumerate([*design, *figures]):
             ink = INK if index < len(design) else "#555555"
@@ -331,7 +331,7 @@ def _tag(axes: Any, canvas: FigureCanvasAgg, view: View, named: Sequence[TrialRe
     places = [(side, 1), (-side, 1), (side, -1), (-side, -1), (0, 1.4), (0, -1.4), (2 * side, 0), (-2 * side, 0)]
     for trial in named:
         x, y = axes.transData.transform((view.xs([trial])[0], view.ys([trial])[0]))
-        width, height = 13.0 * len(str(trial.number)) + 6, 24.0
+        width, height = 13.0 * len(trial.label) + 6, 24.0
         for dx, dy in places:
             middle = (x + dx * (14 + width / 2), y + dy * (14 + height / 2))
             box = Bbox.from_bounds(middle[0] - width / 2, middle[1] - height / 2, width, height)
@@ -340,7 +340,7 @@ def _tag(axes: Any, canvas: FigureCanvasAgg, view: View, named: Sequence[TrialRe
                 taken.append(box)
                 at = axes.transData.inverted().transform(middle)
                 colour = VERMILION if trial.baseline else BLUE
-                axes.text(*at, str(trial.number), ha="center", va="center", fontsize=10, weight="bold", color=colour)
+                axes.text(*at, trial.label, ha="center", va="center", fontsize=10, weight="bold", color=colour)
                 break
 
 

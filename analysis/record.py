@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -40,8 +40,25 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class SweepPoint:
+    """The trained detector of a trial at one setting of its inference knobs.
+
+    Attributes:
+        index: 0 is the setting that the trial was validated with while it trained.
+        knobs: The whole design, with these inference knobs.
+        metrics: Figures measured at this setting; what it does not change (parameters) is the trial's.
+        broken: Constraints that it breaks; it is no point of the front then.
+    """
+
+    index: int
+    knobs: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    broken: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class TrialRecord:
-    """One trial.
+    """One trial, or one further point of it (see ``spread``).
 
     Attributes:
         number: 0 is the baseline.
@@ -60,6 +77,8 @@ class TrialRecord:
         compute_hours: Wall time spent in this trial over all its starts, in hours.
         folder: Trial folder relative to the study folder.
         attrs: Anything else worth keeping (seed, versions, device, share of copied weights).
+        sweep: What the trained detector gave at each setting of its inference knobs, ascending in index.
+        point: Index of the sweep's setting that ``knobs`` and ``metrics`` are of; 0 but for what ``spread`` gives.
     """
 
     number: int
@@ -75,11 +94,47 @@ class TrialRecord:
     compute_hours: float = 0.0
     folder: str = ""
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Sequence[SweepPoint] = ()
+    point: int = 0
+
+    @property
+    def label(self) -> str:
+        """What names this point for a person: ``7``, or ``7.3`` for the third setting of the sweep of trial 7."""
+        return f"{self.number}.{self.point}" if self.point else str(self.number)
 
     @property
     def baseline(self) -> bool:
         """True for trial 0, the base with every family off."""
         return self.number == 0
+
+
+def spread(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Gives each setting of a trained detector's inference knobs as a record of its own: one training, several points.
+
+    A trial without a sweep, or one that is not COMPLETE, stays one record. Of a sweep every setting that breaks no
+    constraint becomes one, the trial itself standing for setting 0; further ones have no time of their own, so that
+    sums over records stay true. Records that were spread already stay as they are.
+    """
+    records: list[TrialRecord] = []
+    for trial in trials:
+        if not trial.sweep or trial.state is not TrialState.COMPLETE:
+            records.append(trial)
+            continue
+        for item in trial.sweep:
+            if item.broken:
+                continue
+            figures = {**trial.metrics, **item.metrics}
+            if item.index == 0:
+                records.append(replace(trial, knobs=item.knobs, metrics=figures, sweep=()))
+            else:
+                setting = replace(trial, knobs=item.knobs, metrics=figures, point=item.index)
+                records.append(replace(setting, sweep=(), compute_hours=0.0))
+    return records
+
+
+def further(trial: TrialRecord) -> list[TrialRecord]:
+    """Gives the further points of a trial's sweep (see ``spread``)."""
+    return [record for record in spread([trial]) if record.point]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def view_of(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> V
     y, x, colour = objectives[0], *(*objectives[1:3], None, None)[:2]
     drawn = points(trials, objectives)
     members = front(drawn, objectives)
-    numbers = {trial.number for trial in members}
+    labels = {trial.label for trial in members}
     said = counts([trial.state.value for trial in trials])
     note = f"{said}; {len(members)} on the front" if drawn else said
     view = View(
@@ -111,7 +111,7 @@ def view_of(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> V
         colour=colour,
         baseline=next((trial for trial in drawn if trial.baseline), None),
         members=members,
-        faint=sorted((t for t in drawn if t.number not in numbers), key=lambda t: speed_order(t, objectives)),
+        faint=sorted((t for t in drawn if t.label not in labels), key=lambda t: speed_order(t, objectives)),
         xlim=(0.0, 1.0),
         ylim=(0.0, 1.0),
         note=note,

@@ -9,17 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.record import EpochRecord, TrialRecord, TrialState
+from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
 from search.rungs import RungPoint, decide
 from search.store import Store
 from search.study import Constraint, Study
 from spaces.space import Space, design_hash
-from trainers.contract import DataRequest, SpeedRequest, TrialReport, TrialRequest
+from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialReport, TrialRequest
 
 Listener = Callable[[TrialRecord], None]
 
 # Infeasible designs cost no training, but a space of nothing else must come to an end.
 _INFEASIBLE_PER_TRIAL = 10
+# Costs that no image changes.
+_STATIC = ("params_m",)
 
 
 class Pause(enum.Enum):
@@ -117,6 +119,7 @@ class Conductor:
             "counted": self._counted,
             "timed": self._timed,
             "epoch": self._epoch,
+            "swept": self._swept,
             "done": self._done,
         }[report.phase]
         return handle(number, report, seconds)
@@ -145,15 +148,26 @@ class Conductor:
             self.store.update(number, self._in_ms(known), {}, record.compute_hours * 3600)
             record = self.store.record(number)
         self._tell(record)
-        if known is None or (number == 0 and not self.store.reference_ms):
-            speed = SpeedRequest(
-                size=study.speed_size,
-                batch=study.speed.batch,
-                postprocess=study.speed.postprocess,
-                device=self._speed_device,
-                pairs=study.speed.pairs,
-                seconds=study.speed.seconds,
-                lease=str(self._folder / ".speed.lock"),
+        how = SpeedRequest(
+            size=study.speed_size,
+            batch=study.speed.batch,
+            postprocess=study.speed.postprocess,
+            device=self._speed_device,
+            pairs=study.speed.pairs,
+            seconds=study.speed.seconds,
+            lease=str(self._folder / ".speed.lock"),
+        )
+        on_images = self.space.on_images(record.knobs)
+        if not on_images and (known is None or (number == 0 and not self.store.reference_ms)):
+            speed = how
+        settings = dict(enumerate(self.space.sweep(dict(record.knobs))))
+        sweep = None
+        if on_images or len(settings) > 1:
+            done = {point.index for point in record.sweep}
+            sweep = SweepRequest(
+                settings={index: knobs for index, knobs in settings.items() if index not in done},
+                speed=how,
+                reference=str(self._folder / "trials/0000"),
             )
         return TrialRequest(
             number=number,
@@ -171,6 +185,7 @@ class Conductor:
             threads=self._threads,
             speed=speed,
             count_size=study.speed_size,
+            sweep=sweep,
         )
 
     def _counted(self, number: int, report: TrialReport, seconds: float) -> bool:
@@ -205,9 +220,31 @@ class Conductor:
         self._tell(self.store.record(number))
         return True
 
+    def _swept(self, number: int, report: TrialReport, seconds: float) -> bool:
+        record = self.store.record(number)
+        index, rest = report.attrs["index"], {key: value for key, value in report.attrs.items() if key != "index"}
+        knobs = self.space.sweep(dict(record.knobs))[index]
+        metrics = self._in_ms(report.metrics)
+        figures = {**record.metrics, **metrics}
+        broken = [str(item) for item in self._constraints if (item.excess(figures) or 0) > 0]
+        if index == 0:
+            # What was counted before training was for every position of every level.
+            self.store.update(number, metrics, rest, seconds)
+        self.store.add_point(number, SweepPoint(index, knobs, metrics, broken))
+        self.store.update(number, {}, {}, seconds)
+        self._tell(self.store.record(number))
+        return True
+
     def _done(self, number: int, report: TrialReport, seconds: float) -> bool:
         self.store.update(number, report.metrics, report.attrs, seconds)
-        metrics = self.store.record(number).metrics
+        record = self.store.record(number)
+        metrics = record.metrics
+        if record.sweep and all(point.broken for point in record.sweep):
+            broken = "; ".join(record.sweep[0].broken)
+            self._end(
+                number, TrialState.INFEASIBLE, reason=f"must hold at some setting of its inference knobs: {broken}"
+            )
+            return False
         missing = [item.metric for item in self.study.objectives if item.metric not in metrics]
         if missing:
             why = f"the objective {missing[0]} has no value"
@@ -227,7 +264,11 @@ class Conductor:
 
     def _feasible(self, record: TrialRecord) -> bool:
         """Ends a trial that breaks a constraint; the baseline may."""
-        broken = [item for item in self._constraints if (item.excess(record.metrics) or 0) > 0]
+        constraints = self._constraints
+        if self.space.on_images(record.knobs):
+            # Multiply-adds and latency are known once the trained detector ran on images; the sweep judges them.
+            constraints = [item for item in constraints if item.metric in _STATIC]
+        broken = [item for item in constraints if (item.excess(record.metrics) or 0) > 0]
         if not broken or record.baseline:
             return True
         values = "; ".join(f"{item}, but it is {record.metrics[item.metric]:.4g}" for item in broken)
@@ -258,7 +299,12 @@ class Conductor:
     def _point(self, record: TrialRecord, epoch: int) -> RungPoint:
         accuracy = self.study.objectives[0].metric
         at_rung = next(item.metrics for item in record.curve if item.epoch == epoch)
-        costs = [record.metrics.get(item.metric) for item in self.study.objectives[1:] if item.direction == "minimize"]
+        late = self.space.on_images(record.knobs)
+        costs = [
+            None if late and item.metric not in _STATIC else record.metrics.get(item.metric)
+            for item in self.study.objectives[1:]
+            if item.direction == "minimize"
+        ]
         return RungPoint(record.number, at_rung.get(accuracy, 0.0), costs[0] if costs else None)
 
     def _speed_key(self, knobs: Mapping[str, Any]) -> str:

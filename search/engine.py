@@ -14,6 +14,7 @@ from analysis.pareto import front_rows, write_front_csv, write_front_json
 from analysis.plots import pareto_html, pareto_png
 from analysis.record import TrialRecord, TrialState
 from search.conductor import Conductor
+from search.designs import listed, study_space
 from search.folder import claimed, write_study
 from search.progress import Progress
 from search.resources import divide
@@ -22,7 +23,7 @@ from search.study import Study
 from search.tracking import public_uri
 from spaces.base import facts
 from spaces.errors import HeadwayError, UserError, choices
-from spaces.space import Space, build_space
+from spaces.space import Space
 from trainers.config import load_base
 from trainers.contract import DataRequest
 from trainers.data import DataReport, Split, check_data
@@ -59,8 +60,9 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
     ):
         if value not in words and not Path(value).is_file():
             raise UserError(f"{key}: must be {choices([*words, 'a checkpoint'])}, but there is no file {value}.")
-    base = load_base(study.base)
-    space = build_space(study.space, facts(base.model.to_dict(), f"base {study.base}"))
+    space = prepare_space(study)
+    if study.placeholders:
+        raise UserError(f"data: {fill_in(study)}")
     if study.data.digits is not None:
         digits = study.data.digits
         paths = write_digits(train=digits.train, val=digits.val, size=study.data.size, seed=digits.seed)
@@ -82,6 +84,23 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
         size=study.data.size,
     )
     return data, report, space
+
+
+def prepare_space(study: Study) -> Space:
+    """Checks base and space, and the designs where the study file lists them.
+
+    Raises:
+        UserError: Whatever is wrong with them.
+    """
+    space = study_space(study, facts(load_base(study.base, trained=True).model.to_dict(), f"base {study.base}"))
+    listed(study, space)
+    return space
+
+
+def fill_in(study: Study) -> str:
+    """Says which paths of a study file are still placeholders."""
+    named = ", ".join(f"{key} ({path})" for key, path in study.placeholders.items())
+    return f"must be filled in before a run: {named}."
 
 
 def _check_sizes(study: Study, report: DataReport) -> None:
@@ -173,7 +192,7 @@ def run(
                 f"  its log is in {folder / 'trials/0000'}; mend the cause, remove {folder} and run again."
             )
         note = None
-        if conductor.exhausted:
+        if conductor.exhausted and not study.designs:
             note = "every design of the space that could be found was tried"
         elif conductor.out_of_time:
             note = f"the {study.budget.hours:g} hours of the budget are spent"
@@ -229,7 +248,7 @@ def _counts(record: TrialRecord) -> bool:
 
 
 def _plan_line(study: Study, space: Space, concurrent: int) -> str:
-    size = space.size()
+    size = float(1 + len(study.designs)) if study.designs else space.size()
     count = "infinitely many" if size == float("inf") else f"{size:,.0f}"
     rungs = f"compared after epochs {', '.join(map(str, study.rung_epochs))}" if study.rung_epochs else "never stopped"
     side = f"{concurrent} side by side" if concurrent > 1 else "one at a time"

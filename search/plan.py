@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.engine import prepare
+from search.designs import listed
+from search.engine import fill_in, prepare, prepare_space
 from search.resources import divide
 from search.study import Constraint, Study
 from spaces.space import Design
@@ -19,11 +20,12 @@ _CORNERS = 12
 
 @dataclass(frozen=True)
 class Corner:
-    """A design at the end of the knobs' ranges, built and counted."""
+    """A design at the end of the knobs' ranges, or one that the study file lists, built and counted."""
 
     knobs: Design
     metrics: dict[str, float]
     broken: list[str]
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class Plan:
     """What ``headway plan`` found.
 
     Attributes:
-        space_size: Upper bound of the number of designs, ``None`` for infinitely many.
-        corners: The baseline first.
+        space_size: Upper bound of the number of designs, ``None`` for infinitely many; exact for listed designs.
+        corners: The baseline first; all designs where the study file lists them.
         seconds_per_trial: Estimated wall time of a whole trial of the baseline, from a few real training steps.
+            ``None``, like ``hours_at_most`` and ``data``, while the paths of the data are still to be filled in.
         hours_at_most: Estimated wall time of the study if no trial were stopped at a rung.
         concurrent: Trials side by side that the estimate assumes.
         data: Report of the data check.
@@ -43,10 +46,10 @@ class Plan:
 
     space_size: float | None
     corners: list[Corner]
-    seconds_per_trial: float
-    hours_at_most: float
+    seconds_per_trial: float | None
+    hours_at_most: float | None
     concurrent: int
-    data: DataReport
+    data: DataReport | None
     not_exportable: dict[str, dict[str, str]]
     notes: list[str]
 
@@ -58,7 +61,7 @@ class Plan:
             "seconds_per_trial": self.seconds_per_trial,
             "hours_at_most": self.hours_at_most,
             "concurrent": self.concurrent,
-            "data": self.data.to_json(),
+            "data": self.data.to_json() if self.data else None,
             "not_exportable": self.not_exportable,
             "notes": self.notes,
         }
@@ -67,14 +70,20 @@ class Plan:
         """The text before the table of corners."""
         size = "infinitely many" if self.space_size is None else f"at most {self.space_size:,.0f}"
         rungs = ", ".join(map(str, study.rung_epochs)) or "none"
-        minutes = self.seconds_per_trial / 60
+        if study.designs:
+            space = f"Designs: {len(study.designs)} listed, and the baseline."
+        else:
+            space = f"Space: {size} designs from {', '.join(sorted(study.space))}."
         lines = [
-            *self.data.summary(),
-            f"Space: {size} designs from {', '.join(sorted(study.space))}.",
+            *(self.data.summary() if self.data else [f"Data: {fill_in(study)}"]),
+            space,
             f"Budget: {study.budget.trials} trials of {study.budget.epochs} epochs; rungs after epochs: {rungs}.",
-            f"Time: about {minutes:.1f} min a trial, at most {self.hours_at_most:.2f} h in all with "
-            f"{self.concurrent} side by side (fewer epochs where rungs stop trials).",
         ]
+        if self.seconds_per_trial is not None:
+            lines.append(
+                f"Time: about {self.seconds_per_trial / 60:.1f} min a trial, at most {self.hours_at_most:.2f} h in all "
+                f"with {self.concurrent} side by side (fewer epochs where rungs stop trials)."
+            )
         for family, formats in self.not_exportable.items():
             lines += [f"Export: with {family} there is no {name}: {why}." for name, why in formats.items()]
         return lines + self.notes
@@ -86,46 +95,62 @@ def make_plan(study: Study) -> Plan:
     Raises:
         UserError: Whatever is wrong with the study file, the data or the base.
     """
-    data, report, space = prepare(study)
+    data, report = None, None
+    if study.placeholders:
+        space = prepare_space(study)
+    else:
+        data, report, space = prepare(study)
 
     from trainers.estimate import count_design, local_hardware, seconds_per_trial
+    from trainers.profile import count_patched
 
     share = divide(study.resources, *local_hardware())
-    with tempfile.TemporaryDirectory(prefix="headway-plan-") as folder:
-        request = TrialRequest(
-            number=0,
-            base=study.base,
-            knobs={},
-            data=data,
-            folder=str(Path(folder)),
-            epochs=study.budget.epochs,
-            batch=study.training.batch,
-            lr=study.training.lr,
-            weights=study.weights.from_,
-            backbone=study.weights.backbone,
-            seed=study.seed,
-            device=share.device,
-            threads=share.cpus,
-            count_size=study.speed_size,
-        )
-        constraints = [Constraint.parse(text) for text in study.constraints]
-        corners = []
-        for design in [{}, *space.corners(_CORNERS)]:
-            metrics = count_design(request, design)
-            broken = [str(item) for item in constraints if (item.excess(metrics) or 0) > 0]
-            corners.append(Corner(design, metrics, broken))
-        seconds = seconds_per_trial(request)
-    size = space.size()
+    designs: list[tuple[str | None, Design]] = [(None, {})]
+    if study.designs:
+        designs += [(named.name, named.knobs) for named in listed(study, space)]
+    else:
+        designs += [(None, design) for design in space.corners(_CORNERS)]
+    seconds = None
+    if data is None:
+        classes = len(study.data.classes) if study.data.classes else None
+        counted = [count_patched(study.base, design, study.speed_size, classes).to_metrics() for _, design in designs]
+    else:
+        with tempfile.TemporaryDirectory(prefix="headway-plan-") as folder:
+            request = TrialRequest(
+                number=0,
+                base=study.base,
+                knobs={},
+                data=data,
+                folder=str(Path(folder)),
+                epochs=study.budget.epochs,
+                batch=study.training.batch,
+                lr=study.training.lr,
+                weights=study.weights.from_,
+                backbone=study.weights.backbone,
+                seed=study.seed,
+                device=share.device,
+                threads=share.cpus,
+                count_size=study.speed_size,
+            )
+            counted = [count_design(request, design) for _, design in designs]
+            seconds = seconds_per_trial(request)
+    constraints = [Constraint.parse(text) for text in study.constraints]
+    corners = []
+    for (name, design), metrics in zip(designs, counted, strict=True):
+        broken = [str(item) for item in constraints if (item.excess(metrics) or 0) > 0]
+        corners.append(Corner(design, metrics, broken, name))
+    size = float(len(designs)) if study.designs else space.size()
     notes = []
     if all(corner.broken for corner in corners[1:]) and len(corners) > 1:
-        notes.append("Warning: every corner of the space breaks a constraint.")
+        which = "design of the list" if study.designs else "corner of the space"
+        notes.append(f"Warning: every {which} breaks a constraint.")
     if "::" not in study.base:
         notes.append(f"Note: the base is a Python file and is executed: {study.base}")
     return Plan(
         space_size=None if size == float("inf") else size,
         corners=corners,
         seconds_per_trial=seconds,
-        hours_at_most=seconds * study.budget.trials / share.concurrent / 3600,
+        hours_at_most=None if seconds is None else seconds * study.budget.trials / share.concurrent / 3600,
         concurrent=share.concurrent,
         data=report,
         not_exportable={

@@ -41,6 +41,8 @@ class Progress:
         elif before is None:
             self._before[record.number] = epochs / self._study.budget.epochs
             self.say(f"trial {record.number:>3}  {'continues' if epochs else 'starts'}: {describe(record)}")
+        elif record.sweep:
+            self.say(f"trial {record.number:>3}  measured: {_setting(record)}")
         elif epochs:
             self._trained[record.number] = epochs / self._study.budget.epochs
             self.say(f"trial {record.number:>3}  epoch {epochs}/{self._study.budget.epochs}  {_accuracy(record)}")
@@ -63,7 +65,18 @@ def describe(record: TrialRecord) -> str:
     """The design in one line."""
     if record.baseline:
         return "the baseline"
-    return ", ".join(f"{key}={_value(value)}" for key, value in record.knobs.items())
+    design = ", ".join(f"{key}={_value(value)}" for key, value in record.knobs.items())
+    return f"{record.attrs['name']}: {design}" if record.attrs.get("name") else design
+
+
+def _setting(record: TrialRecord) -> str:
+    """The setting of inference knobs that was measured last, with its figures."""
+    last = record.sweep[-1]
+    other = {key: value for key, value in last.knobs.items() if record.knobs.get(key) != value}
+    named = ", ".join(f"{key}={_value(value)}" for key, value in other.items()) or "as validated in training"
+    ratio = last.metrics.get("latency_ratio")
+    speed = "" if ratio is None else f"  latency {ratio:.3f} x baseline"
+    return f"{named}  AP {100 * last.metrics.get('bbox_mAP', 0.0):.1f} %{speed}"
 
 
 def _value(value: object) -> str:

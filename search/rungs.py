@@ -50,7 +50,8 @@ _RIVALS = 3
 def decide(point: RungPoint, others: Sequence[RungPoint], factor: int) -> Decision:
     """Decides about ``point`` as it arrives at a rung.
 
-    Its rivals are the ``3 * factor - 1`` trials nearest in cost among those at most 5 % costlier. It goes on when it
+    Its rivals are the ``3 * factor - 1`` trials nearest in cost among those at most 5 % costlier; a trial whose cost is
+    known only after training (it depends on what was learned) has its like as rivals. It goes on when it
     is among the best ceil(n / factor) of the n trials made of itself and its rivals; equals go on.
 
     Args:
@@ -60,7 +61,8 @@ def decide(point: RungPoint, others: Sequence[RungPoint], factor: int) -> Decisi
     """
     if point.number == 0:
         return Decision(True, "the baseline is never stopped")
-    not_slower = [other for other in others if _log_ratio(other, point) <= math.log(LIKE)]
+    comparable = [other for other in others if (other.cost is None) == (point.cost is None)]
+    not_slower = [other for other in comparable if _log_ratio(other, point) <= math.log(LIKE)]
     nearest = sorted(not_slower, key=lambda other: (abs(_log_ratio(other, point)), other.number))
     rivals = nearest[: _RIVALS * factor - 1]
     total = len(rivals) + 1

@@ -31,9 +31,10 @@ from optuna.trial import TrialState as OptunaState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from analysis.record import EpochRecord, TrialRecord, TrialState
+from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
+from search.designs import listed
 from search.sampler import baseline_sampler, make_sampler
-from search.study import Study
+from search.study import SamplerSection, Study
 from spaces.errors import HeadwayError, UserError
 from spaces.space import Design, Space, design_hash
 
@@ -137,7 +138,7 @@ class Store:
         return self._accept(trial, 0, {})
 
     def propose(self, space: Space) -> TrialRecord | None:
-        """Makes the next trial from the sampler's first proposal that was never tried.
+        """Makes the next trial from the sampler's first proposal, or the first listed design, that was never tried.
 
         Returns:
             The PROPOSED trial, or ``None`` when nothing new was found in a bounded number of proposals.
@@ -145,6 +146,8 @@ class Store:
         records = self.records()
         tried = {design_hash(record.knobs) for record in records}
         number = len(records)
+        if self.study.designs:
+            return self._propose_listed(space, tried, number)
         rehearsal = optuna.create_study(directions=_directions(self.study))
         for attempt in range(_ATTEMPTS):
             # Late attempts are random: TPE may insist on what it knows to be good.
@@ -173,8 +176,20 @@ class Store:
             self._optuna.tell(trial, state=OptunaState.FAIL)
         return None
 
-    def _accept(self, trial: optuna.Trial, number: int, design: Design) -> TrialRecord:
+    def _propose_listed(self, space: Space, tried: set[str], number: int) -> TrialRecord | None:
+        """Makes the next trial from the study file's ``designs``, in their order."""
+        for named in listed(self.study, space):
+            if design_hash(named.knobs) not in tried:
+                self._optuna.sampler = make_sampler(SamplerSection(name="random"), self.study.seed, number)
+                return self._accept(self._optuna.ask(), number, named.knobs, {"name": named.name})
+        return None
+
+    def _accept(
+        self, trial: optuna.Trial, number: int, design: Design, attrs: Mapping[str, Any] | None = None
+    ) -> TrialRecord:
         trial.set_user_attr("headway:knobs", design)
+        if attrs:
+            trial.set_user_attr("headway:attrs", dict(attrs))
         trial.set_user_attr("headway:state", TrialState.PROPOSED.value)
         # The number makes it a trial, so it comes last.
         trial.set_user_attr("headway:number", number)
@@ -201,6 +216,11 @@ class Store:
     def add_epoch(self, number: int, epoch: EpochRecord) -> None:
         """Records a finished epoch; the same epoch again replaces it."""
         self._set(number, f"epoch:{epoch.epoch}", {"metrics": dict(epoch.metrics), "seconds": epoch.seconds})
+
+    def add_point(self, number: int, point: SweepPoint) -> None:
+        """Records one setting of the inference knobs on the trained detector; the same index again replaces it."""
+        value = {"knobs": dict(point.knobs), "metrics": dict(point.metrics), "broken": list(point.broken)}
+        self._set(number, f"point:{point.index}", value)
 
     def add_rung(self, number: int, epoch: int, decision: str) -> None:
         """Records the decision at a rung."""
@@ -315,7 +335,7 @@ def check_unchanged(known: Mapping[str, Any], study: Study, extend: bool) -> Non
     Args:
         known: The file as it was run, as ``Study.dump`` gave it.
         study: The file as it is.
-        extend: Whether ``budget.trials`` and ``budget.hours`` may have grown.
+        extend: Whether ``budget.trials`` and ``budget.hours`` may have grown, and further ``designs`` been added.
 
     Raises:
         UserError: Shows each difference.
@@ -323,6 +343,8 @@ def check_unchanged(known: Mapping[str, Any], study: Study, extend: bool) -> Non
     old, new = _flat(known), _flat(json.loads(json.dumps(study.dump())))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     allowed = [key for key in ("budget.trials", "budget.hours") if extend and _grew(old.get(key), new.get(key))]
+    if extend and old.get("designs") and new.get("designs", [])[: len(old["designs"])] == old["designs"]:
+        allowed.append("designs")
     refused = [key for key in changed if key not in allowed]
     if not refused:
         return
@@ -358,6 +380,11 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
         return None
     epochs = {int(key[6:]): value for key, value in values.items() if key.startswith("epoch:")}
     curve = [EpochRecord(epoch, epochs[epoch]["metrics"], epochs[epoch]["seconds"]) for epoch in sorted(epochs)]
+    points = {int(key[6:]): value for key, value in values.items() if key.startswith("point:")}
+    sweep = [
+        SweepPoint(index, points[index]["knobs"], points[index]["metrics"], points[index]["broken"])
+        for index in sorted(points)
+    ]
     metrics = {**(curve[-1].metrics if curve else {}), **values.get("metrics", {})}
     record = TrialRecord(
         number=values["number"],
@@ -368,6 +395,7 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
         rungs={int(key): value for key, value in values.get("rungs", {}).items()},
         folder=f"trials/{values['number']:04d}",
         attrs=values.get("attrs", {}),
+        sweep=sweep,
     )
     later = ["started", "compute_hours"]
     if record.state.finished:

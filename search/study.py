@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -34,6 +34,9 @@ ACCURACIES: Mapping[str, str] = {
     "bbox_mAP_m": "AP of medium objects",
     "bbox_mAP_l": "AP of large objects",
 }
+
+# What the paths of data begin with in a study file that is made to be filled in.
+PLACEHOLDER = "path/to/"
 
 # Strict: YAML tells numbers from text and from true and false, so a "8" or a true is a mistake.
 Positive = Annotated[int, Field(gt=0, strict=True)]
@@ -105,6 +108,13 @@ class BudgetSection(_Section):
     trials: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 64
     epochs: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 12
     hours: Annotated[float, Field(gt=0, strict=True)] | None = None
+
+
+class DesignSection(_Section):
+    """A design that is tried as it stands: a name for people, and knobs by family, ``{}`` for a family's defaults."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    knobs: dict[str, dict[str, Any] | None]
 
 
 class RungsSection(_Section):
@@ -189,6 +199,8 @@ class Study(_Section):
     base: str
     data: DataSection
     space: dict[str, dict[str, Any] | None]
+    designs: tuple[DesignSection, ...] = ()
+    """Exactly these are tried, in this order, instead of a sampler's proposals; ``space`` may be left out then."""
     objectives: tuple[ObjectiveSection, ...] = (
         ObjectiveSection(metric="bbox_mAP", direction="maximize"),
         ObjectiveSection(metric="latency_ms", direction="minimize"),
@@ -210,6 +222,38 @@ class Study(_Section):
     def _folder_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", value):
             raise ValueError(f"must be 1 to 64 letters, digits, '-' or '_' and begin with neither sign: {value!r}")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, raw: Any) -> Any:
+        """Lets a list of designs stand for the space and for the number of trials."""
+        designs = raw.get("designs") if isinstance(raw, Mapping) else None
+        if not isinstance(designs, (list, tuple)) or not designs:
+            return raw
+        filled = {**raw, "space": raw.get("space") or {}, "budget": raw.get("budget") or {}}
+        if isinstance(filled["budget"], Mapping):
+            filled["budget"] = {"trials": 1 + len(designs), **filled["budget"]}
+        return filled
+
+    @field_validator("designs")
+    @classmethod
+    def _names(cls, value: tuple[DesignSection, ...]) -> tuple[DesignSection, ...]:
+        names = [design.name for design in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"must have names of their own, but got {choices(twice)} twice")
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _room(cls, value: BudgetSection, info: ValidationInfo) -> BudgetSection:
+        designs = info.data.get("designs") or ()
+        if designs and value.trials <= len(designs):
+            raise ValueError(
+                f"must have trials of {1 + len(designs)} or more, the baseline and {len(designs)} designs, "
+                f"but got {value.trials}"
+            )
         return value
 
     @field_validator("objectives")
@@ -254,9 +298,24 @@ class Study(_Section):
         width, height = self.data.size
         return (-(-height // 32) * 32, -(-width // 32) * 32)
 
+    @property
+    def placeholders(self) -> dict[str, str]:
+        """Paths of the data that the user has yet to fill in (``path/to/...``), by key."""
+        splits = {"train": self.data.train, "val": self.data.val}
+        paths = {
+            f"data.{name}.{key}": getattr(split, key)
+            for name, split in splits.items()
+            if split is not None
+            for key in ("annotations", "images")
+        }
+        return {key: path for key, path in paths.items() if path.startswith(PLACEHOLDER)}
+
     def dump(self) -> dict[str, Any]:
         """Gives the whole file with defaults filled in, as plain JSON types."""
-        return self.model_dump(mode="json", by_alias=True)
+        told = self.model_dump(mode="json", by_alias=True)
+        if not self.designs:
+            del told["designs"]
+        return told
 
 
 class Constraint:
@@ -376,6 +435,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
 def _absolute(raw: dict[str, Any], root: Path) -> None:
     def fix(section: Any, key: str, keep: tuple[str, ...] = ()) -> None:
         if isinstance(section, dict) and isinstance(section.get(key), str) and section[key] not in keep:
+            if section[key].startswith(PLACEHOLDER) and key in ("annotations", "images"):
+                return
             section[key] = _absolute_path(section[key], root)
 
     data = raw.get("data")
@@ -423,7 +484,7 @@ _RULES: Mapping[str, str] = {
 
 def _explain(location: tuple[str, ...], items: Sequence[ErrorDetails]) -> str:
     """Words what is wrong at one key; a choice of types has one item for each."""
-    key = ".".join(location)
+    key = re.sub(r"^designs\.(\d+)", r"designs[\1]", ".".join(location))
     kinds = {item["type"] for item in items}
     if "extra_forbidden" in kinds:
         return _unknown_key(list(location))
@@ -448,6 +509,8 @@ def _rule(item: ErrorDetails) -> str:
 def _unknown_key(location: list[str]) -> str:
     section: Any = Study
     for part in location[:-1]:
+        if part.isdigit():  # an item of a list
+            continue
         field = {(info.alias or name): info for name, info in section.model_fields.items()}.get(part)
         annotations = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         nested = [item for item in annotations if isinstance(item, type) and issubclass(item, BaseModel)]
@@ -455,7 +518,8 @@ def _unknown_key(location: list[str]) -> str:
             break
         section = nested[0]
     known = [info.alias or name for name, info in section.model_fields.items()]
-    return str(unknown(".".join(location[:-1]) or "study", location[-1], known))
+    who = re.sub(r"^designs\.(\d+)", r"designs[\1]", ".".join(location[:-1]))
+    return str(unknown(who or "study", location[-1], known))
 
 
 def _one_line(error: Exception) -> str:

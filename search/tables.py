@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def rows(records: Sequence[TrialRecord], study: Study) -> list[dict[str, Any]]:
     """The points of ``front --json``: all COMPLETE trials."""
-    return [dict(row) for row in front_rows(records, study.objective_records)]
+    names = {record.number: record.attrs.get("name") for record in records}
+    found = [dict(row) for row in front_rows(records, study.objective_records)]
+    return [{**row, "name": names[row["trial"]]} if names[row["trial"]] else row for row in found]
 
 
 def summary(records: Sequence[TrialRecord], study: Study, folder: Path) -> dict[str, Any]:
@@ -37,8 +39,10 @@ def summary(records: Sequence[TrialRecord], study: Study, folder: Path) -> dict[
             "trial": record.number,
             "state": record.state.value,
             "knobs": dict(record.knobs),
+            **({"name": record.attrs["name"]} if record.attrs.get("name") else {}),
             "epochs": len(record.curve),
             "metrics": dict(record.metrics),
+            "sweep": [{**vars(point), "knobs": dict(point.knobs)} for point in record.sweep],
             "reason": record.reason,
             "hours": record.compute_hours,
         }
@@ -72,7 +76,7 @@ def print_front(found: Sequence[Mapping[str, Any]], records: Sequence[TrialRecor
         mark = "*" if row["dominates_baseline"] else ""
         quartiles = f"{_number(metrics, 'latency_ratio_q1', 1, 3)}-{_number(metrics, 'latency_ratio_q3', 1, 3)}"
         table.add_row(
-            f"{row['trial']}{mark}",
+            f"{row['point']}{mark}",
             _number(metrics, "bbox_mAP", 100, 1),
             _number(metrics, "bbox_mAP_s", 100, 1),
             _number(metrics, "latency_ratio", 1, 3),
@@ -92,7 +96,12 @@ def print_front(found: Sequence[Mapping[str, Any]], records: Sequence[TrialRecor
 def _design(row: Mapping[str, Any]) -> str:
     if row["baseline"]:
         return "baseline" if row["on_front"] else "baseline (not on the front)"
-    return short(row["knobs"])
+    return _named(row, short(row["knobs"]))
+
+
+def _named(fields: Mapping[str, Any], design: str) -> str:
+    """The design in words, after the name that the study file gives it."""
+    return f"{fields['name']}: {design}" if fields.get("name") else design
 
 
 def print_status(found: Mapping[str, Any], records: Sequence[TrialRecord], study: Study) -> None:
@@ -106,11 +115,12 @@ def print_status(found: Mapping[str, Any], records: Sequence[TrialRecord], study
             minutes = (time.time() - (record.started or time.time())) / 60
             console.print(
                 f"  trial {record.number} RUNNING since {minutes:.0f} min, "
-                f"epoch {len(record.curve)}/{study.budget.epochs}: {short(record.knobs) or 'baseline'}"
+                f"epoch {len(record.curve)}/{study.budget.epochs}: {_named(record.attrs, short(record.knobs))}"
             )
     for record in records:
         if record.reason:
-            console.print(f"  trial {record.number} {record.state.value}: {record.reason}", markup=False)
+            name = f" ({record.attrs['name']})" if record.attrs.get("name") else ""
+            console.print(f"  trial {record.number}{name} {record.state.value}: {record.reason}", markup=False)
 
 
 def print_families(found: Sequence[Mapping[str, Any]]) -> None:
@@ -172,7 +182,8 @@ def print_plan(made: Plan, study: Study) -> None:
     console = _console()
     for line in made.lines(study):
         console.print(line, markup=False)
-    table = Table(title="Corners of the space, built and counted")
+    what = "Designs of the study file" if study.designs else "Corners of the space"
+    table = Table(title=f"{what}, built and counted")
     for name in ("GMACs", "x baseline", "head GMACs", "params M", "constraints"):
         table.add_column(name, justify="right")
     table.add_column("design", overflow="fold")
@@ -185,7 +196,7 @@ def print_plan(made: Plan, study: Study) -> None:
             f"{metrics['head_gmacs']:.3f}",
             f"{metrics['params_m']:.3f}",
             "broken: " + "; ".join(corner.broken) if corner.broken else "ok",
-            short(corner.knobs) or "baseline",
+            _named(vars(corner), short(corner.knobs)),
         )
     console.print(table)
 

@@ -20,7 +20,8 @@ class Family:
         paper: Title and year of the source.
         heads: Types of dense heads it works on.
         knobs: Gives the knobs for a base.
-        off: The family has no effect, and is dropped from a design, when any of these holds.
+        off: The family has no effect, and is dropped from a design, when any of these holds; a tuple holds when all of
+            its conditions do.
         illegal: Says why a combination of its own knob values is impossible on a base, ``None`` when it is not.
         conflicts: Families it cannot go together with, each with the reason. Naming a pair once is enough.
         clash: Says why the values of all families together (by family, its own among them) make no sense, ``None``
@@ -35,12 +36,17 @@ class Family:
     paper: str
     heads: tuple[str, ...]
     knobs: Callable[[BaseFacts], tuple[Knob, ...]]
-    off: tuple[Condition, ...] = ()
+    off: tuple[Condition | tuple[Condition, ...], ...] = ()
     illegal: Callable[[Mapping[str, Any], BaseFacts], str | None] = lambda values, base: None
     conflicts: Mapping[str, str] = field(default_factory=dict)
     clash: Callable[[Mapping[str, Mapping[str, Any]], BaseFacts], str | None] = lambda design, base: None
     on_images: bool = False
     export_limits: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def off_settings(self) -> tuple[tuple[Condition, ...], ...]:
+        """``off`` with each entry as a tuple of conditions that must all hold."""
+        return tuple(entry if isinstance(entry, tuple) else (entry,) for entry in self.off)
 
     @property
     def modules(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from spaces.errors import UserError, choices, unknown
 
 Matters = Literal["architecture", "training", "inference"]
-Test = Literal["nonempty", "equals", "below", "in"]
+Test = Literal["nonempty", "equals", "below", "above", "in"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Condition:
 
     Attributes:
         knob: Name of the other knob.
-        test: ``nonempty``, ``equals``, ``below`` or ``in``.
+        test: ``nonempty``, ``equals``, ``below``, ``above`` or ``in``.
         value: What it is compared with; unused by ``nonempty``.
     """
 
@@ -41,6 +41,8 @@ class Condition:
             return bool(value == self.value)
         if self.test == "below":
             return bool(value < self.value)
+        if self.test == "above":
+            return bool(value > self.value)
         return value in self.value
 
 
@@ -56,6 +58,7 @@ class Knob(ABC):
         default: The paper's best value.
         active: All of these must hold, else the knob has no effect and is dropped from the design.
         sweep: Of an ``inference`` knob that is not narrowed: the values tried on each trained detector.
+        note: Why a value that one might expect is not legal on this base: a sentence that follows the error message.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Knob(ABC):
     default: Any
     active: tuple[Condition, ...] = ()
     sweep: tuple[Any, ...] = ()
+    note: str = ""
     kind: ClassVar[str] = ""
     narrowing: ClassVar[Mapping[str, str]] = {}
 
@@ -156,7 +160,7 @@ class Choice(Knob):
         for choice in self.choices:
             if frozen == choice and isinstance(frozen, bool) == isinstance(choice, bool):
                 return choice
-        raise UserError(f"{who}: must be {self.legal()}, but got {value!r}.")
+        raise UserError(f"{who}: must be {self.legal()}, but got {value!r}. {self.note}".rstrip())
 
     def _is_value(self, spec: list[Any]) -> bool:
         return _frozen(spec) in self.choices
@@ -299,7 +303,7 @@ class Subset(Knob):
         for item in value:
             expanded = self._expand(item)
             if expanded is None:
-                raise UserError(f"{who}: must be {self.legal()}, but got {item!r}.")
+                raise UserError(f"{who}: must be {self.legal()}, but got {item!r}. {self.note}".rstrip())
             chosen.update(expanded)
         return tuple(element for element in self.elements if element in chosen)
 

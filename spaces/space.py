@@ -57,14 +57,15 @@ class FamilySpace:
         return {} if self._off(active) else active
 
     def _off(self, active: Mapping[str, Any]) -> bool:
-        return any(condition.holds(active) for condition in self.family.off)
+        return any(all(one.holds(active) for one in setting) for setting in self.family.off_settings)
 
     def count(self) -> tuple[float, bool]:
         """Counts the canonical settings that can be proposed with the family on, and says whether off is among them.
 
         Combinations that the family calls illegal are not left out.
         """
-        conditions = [*self.family.off, *(condition for knob in self.knobs for condition in knob.active)]
+        conditions = [condition for setting in self.family.off_settings for condition in setting]
+        conditions += [condition for knob in self.knobs for condition in knob.active]
         return self._count(0, {}, {condition.knob for condition in conditions})
 
     def _count(self, index: int, chosen: dict[str, Any], deciding: set[str]) -> tuple[float, bool]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-Phase = Literal["counted", "timed", "epoch", "done"]
+Phase = Literal["counted", "timed", "epoch", "swept", "done"]
 
 
 class StopTrial(BaseException):
@@ -66,6 +66,24 @@ class SpeedRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """What to measure on the trained detector: one training, several settings of its inference knobs.
+
+    Attributes:
+        settings: By index, the whole design with these inference knobs. Index 0 is the trial's own design.
+        speed: How latency is measured, on images of the validation split instead of noise.
+        images: Images that latency and multiply-adds are measured on, evenly chosen from the split.
+        reference: Folder of the baseline's trial. Its newest checkpoint is the baseline that latency is compared with,
+            so that both sides have boxes to suppress; untrained weights where there is none.
+    """
+
+    settings: Mapping[int, Mapping[str, Any]]
+    speed: SpeedRequest
+    images: int = 16
+    reference: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialRequest:
     """One trial, as plain data that survives JSON.
 
@@ -86,6 +104,7 @@ class TrialRequest:
         workers: Data loader processes.
         speed: ``None`` when the latency of this architecture is known already.
         count_size: Height and width in px for which MACs are counted.
+        sweep: What to measure after training, ``None`` where the design has no inference knobs.
     """
 
     number: int
@@ -104,6 +123,7 @@ class TrialRequest:
     workers: int = 0
     speed: SpeedRequest | None = None
     count_size: tuple[int, int] = (800, 1344)
+    sweep: SweepRequest | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Gives the request as plain JSON types."""
@@ -114,11 +134,22 @@ class TrialRequest:
         """Reads what ``to_json`` wrote, also after a trip through JSON text."""
         data = dict(value["data"])
         data["classes"], data["size"] = tuple(data["classes"]), tuple(data["size"])
-        speed = value["speed"]
-        if speed is not None:
-            speed = SpeedRequest(**{**speed, "size": tuple(speed["size"])})
-        rest = {**value, "data": DataRequest(**data), "speed": speed, "count_size": tuple(value["count_size"])}
+        sweep = value.get("sweep")
+        if sweep is not None:
+            settings = {int(index): knobs for index, knobs in sweep["settings"].items()}
+            sweep = SweepRequest(**{**sweep, "settings": settings, "speed": _speed(sweep["speed"])})
+        rest = {
+            **value,
+            "data": DataRequest(**data),
+            "speed": _speed(value["speed"]),
+            "count_size": tuple(value["count_size"]),
+            "sweep": sweep,
+        }
         return cls(**rest)
+
+
+def _speed(value: Mapping[str, Any] | None) -> Any:
+    return None if value is None else SpeedRequest(**{**value, "size": tuple(value["size"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +158,8 @@ class TrialReport:
 
     Attributes:
         phase: ``counted`` (MACs and parameters), ``timed`` (latency; absent when the request has no ``speed``),
-            ``epoch`` (after each epoch's validation, its checkpoint being on disk), ``done`` (the last one).
+            ``epoch`` (after each epoch's validation, its checkpoint being on disk), ``swept`` (one setting of the
+            inference knobs on the trained detector; ``attrs`` has its ``index``), ``done`` (the last one).
         epoch: Finished epochs, 0 before the first.
         metrics: Figures that are new in this message, by the names of ``TrialRecord.metrics``.
         seconds: Wall time of this start of the trial so far.

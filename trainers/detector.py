@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from spaces import patching
 from spaces.errors import HeadwayError
-from trainers import checkpoint
+from trainers import checkpoint, rotated
 from trainers.config import DataFacts, read_facts, trial_config
 from trainers.contract import Report, TrialFailed, TrialReport, TrialRequest
 from trainers.means import PeakMemory, settle
@@ -25,9 +25,9 @@ _VERSIONS = ("torch", "onedl-mmdetection", "onedl-mmcv", "onedl-mmengine", "mmde
 def train(request: TrialRequest, report: Report) -> None:
     """Runs one trial, from its newest good checkpoint where there is one.
 
-    Reports ``counted``, ``timed`` (when asked for) and one ``epoch`` after each epoch's validation, its checkpoint
-    being on disk, then ``done``. A continued trial reports ``counted`` and ``timed`` only when asked to time, and the
-    epoch of its checkpoint again. May be called in any thread.
+    Reports ``counted``, ``timed`` (when asked for), one ``epoch`` after each epoch's validation, its checkpoint being
+    on disk, one ``swept`` for each setting of the inference knobs, then ``done``. A continued trial reports ``counted``
+    and ``timed`` only when asked to time, and the epoch of its checkpoint again. May be called in any thread.
 
     Args:
         request: The trial.
@@ -61,7 +61,7 @@ def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
     from trainers.loop import quiet, seed_all
 
     quiet()
-    init_default_scope("mmdet")
+    init_default_scope(rotated.scope(config))
     import_modules_from_strings(**config.get("custom_imports", {"imports": []}))
     seed_all(seed)
     model = MODELS.build(config["model"])
@@ -105,9 +105,10 @@ class _Trial:
             meta = content["meta"]
             self._report("epoch", meta["epoch"], meta["metrics"], {**meta["attrs"], "resumed": True})
             if meta["epoch"] >= request.epochs:
+                self._sweep(path, facts)
                 self._done(path, meta["train_seconds"], meta["val_seconds"])
                 return
-        self._train(config, model or self._build(config), found[1] if found else None, mark)
+        self._train(config, model or self._build(config), found[1] if found else None, mark, facts)
 
     def _base(self, facts: DataFacts) -> Any:
         """The base detector with its initial weights."""
@@ -186,7 +187,7 @@ class _Trial:
         attrs = {"speed_device": _device(asked.device), "speed_threads": self._request.threads}
         self._report("timed", 0, metrics, attrs)
 
-    def _train(self, config: Config, model: Any, resume: Mapping[str, Any] | None, mark: str) -> None:
+    def _train(self, config: Config, model: Any, resume: Mapping[str, Any] | None, mark: str, facts: DataFacts) -> None:
         from trainers.loop import EpochEnd, TrialRunner, hooks_of, seed_all
 
         request = self._request
@@ -213,7 +214,48 @@ class _Trial:
                 raise TrialFailed(f"training broke in {where}: {type(error).__name__}: {error}") from error
         finally:
             runner.close()
-        self._done(checkpoint.checkpoints(self._folder)[0][1], end.train_seconds, end.val_seconds)
+        newest = checkpoint.checkpoints(self._folder)[0][1]
+        self._sweep(newest, facts)
+        self._done(newest, end.train_seconds, end.val_seconds)
+
+    def _sweep(self, path: Path, facts: DataFacts) -> None:
+        """Measures each setting of the inference knobs on the trained weights."""
+        import torch
+
+        from trainers import cost, speed, sweep
+
+        asked = self._request.sweep
+        if asked is None or not asked.settings:
+            return
+        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        base = self._base(facts)
+        trained = sweep.reference_weights(asked.reference)
+        if trained is not None:
+            base.load_state_dict(trained)
+        images = None
+        for index, knobs in sorted(asked.settings.items()):
+            config = trial_config(replace(self._request, knobs=knobs), facts)
+            checkpoint.write_text(self._folder / f"config.{index}.py", config.pretty_text)
+            model = build_model(config, self._request.seed, self._request.device)
+            patching.check_built(model, knobs)
+            model.load_state_dict(weights)
+            metrics = sweep.validate(config, model)
+            if images is None:
+                images = sweep.validation_images(config, model, asked.speed.size, asked.speed.batch, asked.images)
+            latency = speed.measure_on_images(
+                model.to(asked.speed.device),
+                base.to(asked.speed.device),
+                images,
+                pairs=asked.speed.pairs,
+                seconds=asked.speed.seconds,
+                device=asked.speed.device,
+                lease=asked.speed.lease,
+            )
+            metrics |= {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
+            metrics |= {"latency_pairs": float(latency.pairs), "measured_ms": latency.candidate_ms}
+            metrics |= cost.count_predict(model, images)
+            attrs = {"index": index, "images": len(images), "reference_trained": trained is not None}
+            self._report("swept", self._request.epochs, metrics, attrs)
 
     def _done(self, path: Path, train_seconds: float, val_seconds: float) -> None:
         attrs = {"checkpoint": str(path), "train_seconds": train_seconds, "val_seconds": val_seconds}

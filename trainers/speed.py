@@ -15,7 +15,7 @@ import copy
 import fcntl
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,70 @@ def measure(
         return paired(
             passes[0], passes[1], pairs=pairs, seconds=seconds, clock=_cuda_ms if device == "cuda" else _wall_ms
         )
+
+
+def measure_on_images(
+    candidate: nn.Module,
+    baseline: nn.Module,
+    images: Sequence[tuple[Tensor, list[Any]]],
+    *,
+    pairs: int = 7,
+    seconds: float = 6.0,
+    device: str = "cpu",
+    warm_up: int = 1,
+    lease: str | None = None,
+) -> Latency:
+    """Measures latency where it depends on the image, from normalised images to boxes.
+
+    Args:
+        candidate: A trained mmdet detector; left as it is, a prepared copy is timed.
+        baseline: The detector to compare with; trained too, so that both have boxes to suppress.
+        images: Batches of normalised images, (batch, 3, height, width), with their data samples.
+        pairs: Least number of pairs in all; each image gets two or more.
+        seconds: Time after which no further round over the images is started once ``pairs`` are there.
+        device: ``cpu`` or ``cuda``.
+        warm_up: Unmeasured rounds over the images.
+        lease: Path of the lock file that makes measurements exclusive on this machine.
+
+    Returns:
+        The ratio of the mean latencies over the images, each image counting with its median; the quartiles are those
+        of the images' own ratios, so they show how far the latency depends on what is in the image.
+    """
+    prepared = [prepare(model, device) for model in (candidate, baseline)]
+    passes = []
+    for inputs, samples in images:
+        inputs = inputs.to(device)
+        if device == "cpu":
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        passes.append([_predict(model, inputs, samples) for model in prepared])
+    clock = _cuda_ms if device == "cuda" else _wall_ms
+    times: list[list[tuple[float, float]]] = [[] for _ in passes]
+    with exclusive(lease), torch.inference_mode():
+        for _ in range(warm_up):
+            for both in passes:
+                for one in both:
+                    one()
+        begin, rounds = time.monotonic(), 0
+        while rounds * len(passes) < pairs or rounds < 2 or rounds % 2 or _more(begin, seconds, rounds * len(passes)):
+            for index, (first, second) in enumerate(passes):
+                # AB in one round and BA in the next.
+                turns = (first, second) if rounds % 2 == 0 else (second, first)
+                taken = [clock(one) for one in turns]
+                times[index].append((taken[0], taken[1]) if rounds % 2 == 0 else (taken[1], taken[0]))
+            rounds += 1
+    medians = [(statistics.median(a for a, _ in own), statistics.median(b for _, b in own)) for own in times]
+    ratios = [a / b for a, b in medians]
+    q1, _, q3 = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    ours, theirs = (statistics.fmean(column) for column in zip(*medians, strict=True))
+    return Latency(ratio=ours / theirs, q1=q1, q3=q3, pairs=rounds * len(passes), candidate_ms=ours, baseline_ms=theirs)
+
+
+def _more(begin: float, seconds: float, done: int) -> bool:
+    return time.monotonic() - begin < seconds and done < MOST_PAIRS
+
+
+def _predict(model: Any, inputs: Tensor, samples: list[Any]) -> Pass:
+    return lambda: model.predict(inputs, samples, rescale=True)
 
 
 def paired(candidate: Pass, baseline: Pass, *, pairs: int, seconds: float, clock: Clock | None = None) -> Latency:

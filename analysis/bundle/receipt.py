@@ -79,6 +79,7 @@ def make_receipt(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "study": {key: study[key] for key in _TOLD if key in study},
         "trial": record.number,
+        "point": record.label,
         "baseline": record.baseline,
         "state": record.state.value,
         "why": why,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from analysis import pareto, plots
 from analysis.labels import counts, short
-from analysis.record import Objective, TrialRecord, TrialState
+from analysis.record import Objective, TrialRecord, TrialState, further
 from search.tracking.content import Content, Point, content_of, milliseconds, volume_metrics
 from search.tracking.pages import page_url, public_uri
 from search.tracking.server import FAILURES, find_runs, history, open_experiment, open_parent, reach, reason
@@ -86,7 +86,7 @@ class Tracker:
         self._uri = uri
         self._where = public_uri(uri)
         self._known: dict[int, TrialRecord] = {}
-        self._children: dict[int, _Child] = {}
+        self._children: dict[str, _Child] = {}  # by label
         self._volumes: dict[Point, float] | None = None
         self._drawn = ""
         self._failed_at: float | None = None
@@ -154,10 +154,11 @@ class Tracker:
         Knobs are parameters; each epoch's figures are series ``epoch/NAME`` over the epoch. Once the trial is
         finished its final figures stand under their own names at step 0; those of accuracy only if it is COMPLETE, as
         a half-trained figure beside trained ones would mislead. Values that are not finite are left out. A trial that
-        is only PROPOSED gets no run.
+        is only PROPOSED gets no run. Each further setting of inference knobs has a run of its own beside the trial's,
+        named ``7.3`` for the third of trial 7, so that charts of the runs show the curve.
         """
         self._known[record.number] = record
-        self._guarded(lambda: self._upsert(record))
+        self._guarded(lambda: self._upsert_all(record))
 
     def study(self, records: Sequence[TrialRecord]) -> None:
         """Draws the study anew on its parent run: plots, tables, hypervolume, counts, and which trials are the front.
@@ -211,42 +212,47 @@ class Tracker:
 
     # Trials.
 
-    def _load(self, *extra: str) -> dict[int, list[_Child]]:
-        """Finds the child runs by trial; ``self._children`` gets the first of each."""
+    def _load(self, *extra: str) -> dict[str, list[_Child]]:
+        """Finds the child runs by the trial's label; ``self._children`` gets the first of each."""
         wanted = " and ".join([f"tags.`mlflow.parentRunId` = '{self.run_id}'", *extra])
-        groups: dict[int, list[_Child]] = {}
+        groups: dict[str, list[_Child]] = {}
         for run in find_runs(self._client, self.experiment_id, wanted):
-            number = run.data.tags.get("headway.trial", "")
-            if number.isdigit():
-                groups.setdefault(int(number), []).append(_Child.of(run))
-        self._children.update({number: group[0] for number, group in groups.items()})
+            label = run.data.tags.get("headway.trial", "")
+            if label:
+                groups.setdefault(label, []).append(_Child.of(run))
+        self._children.update({label: group[0] for label, group in groups.items()})
         return groups
 
     def _reconcile(self, *, complete: bool) -> None:
         self._children, self._volumes = {}, None
-        for number, group in self._load().items():
-            record = self._known.get(number)
+        known = {item.label: item for record in self._known.values() for item in (record, *further(record))}
+        for label, group in self._load().items():
+            record = known.get(label)
             if record is None and complete:
-                del self._children[number]
+                del self._children[label]
                 spare = group
             else:
                 # The run that needs least repair is kept.
                 mark = "" if record is None else content_of(record).fingerprint
                 group.sort(key=lambda child: (child.tags.get("headway.record") == mark, len(child.names)), reverse=True)
-                self._children[number], spare = group[0], group[1:]
+                self._children[label], spare = group[0], group[1:]
             for child in spare:
                 self._client.delete_run(child.run_id)
         for record in self._known.values():
-            self._upsert(record)
+            self._upsert_all(record)
+
+    def _upsert_all(self, record: TrialRecord) -> None:
+        for item in (record, *further(record)):
+            self._upsert(item)
 
     def _upsert(self, record: TrialRecord) -> None:
         content = content_of(record)
-        child = self._children.get(record.number)
+        child = self._children.get(record.label)
         if child is None and record.state is TrialState.PROPOSED:
             return
-        if child is None and not self._load(f"tags.`headway.trial` = '{record.number}'"):
+        if child is None and not self._load(f"tags.`headway.trial` = '{record.label}'"):
             child = self._create(record)
-        child = child or self._children[record.number]
+        child = child or self._children[record.label]
         mark = content.fingerprint
         if child.tags.get("headway.record") != mark:
             if self._contradicts(child, content):
@@ -264,7 +270,7 @@ class Tracker:
         tags = {
             "headway.study": self._study,
             "headway.role": "trial",
-            "headway.trial": str(record.number),
+            "headway.trial": record.label,
             "mlflow.parentRunId": self.run_id,
             "mlflow.source.name": "headway",
         }
@@ -272,10 +278,10 @@ class Tracker:
             self.experiment_id,
             start_time=milliseconds(record.started) or None,
             tags=tags,
-            run_name=f"{record.number} {short(record.knobs, 120)}",
+            run_name=f"{record.label} {short(record.knobs, 120)}",
         )
         child = _Child(run.info.run_id, run.info.status, tags=tags, logged={})
-        self._children[record.number] = child
+        self._children[record.label] = child
         return child
 
     def _contradicts(self, child: _Child, content: Content) -> bool:
@@ -369,10 +375,10 @@ class Tracker:
         self._drawn = drawn
 
     def _mark(self, row: Mapping[str, Any]) -> None:
-        child = self._children.get(row["trial"])
+        child = self._children.get(row["point"])
         if child is None:
-            self._upsert(self._known[row["trial"]])
-            child = self._children[row["trial"]]
+            self._upsert_all(self._known[row["trial"]])
+            child = self._children[row["point"]]
         on_front = str(row["on_front"]).lower()
         colour = _COLOURS["baseline" if row["baseline"] else on_front]
         tags = {"headway.front": on_front, "mlflow.runColor": colour}

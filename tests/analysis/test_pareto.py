@@ -123,6 +123,7 @@ def test_rows_say_what_the_command_prints(tmp_path: Path) -> None:
     assert [row["trial"] for row in rows] == [1, 2, 0, 3]
     assert rows[0] == {
         "trial": 1,
+        "point": "1",
         "knobs": {"slimhead.levels": [0, 1], "slimhead.mode": "nearest"},
         "metrics": {"bbox_mAP": 0.35, "latency_ms": 90.0},
         "baseline": False,
@@ -139,7 +140,7 @@ def test_rows_say_what_the_command_prints(tmp_path: Path) -> None:
     with (tmp_path / "front.csv").open() as file:
         table = list(csv.DictReader(file))
     assert list(table[0]) == [
-        "trial", "baseline", "on_front", "dominates_baseline",
+        "trial", "point", "baseline", "on_front", "dominates_baseline",
         "slimhead.levels", "slimhead.mode", "bbox_mAP", "latency_ms",
     ]  # fmt: skip
     assert table[0]["slimhead.levels"] == "[0, 1]"

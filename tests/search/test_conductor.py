@@ -1,19 +1,20 @@
 """The conductor, driven by hand over a real store: what becomes of each trial, report by report."""
 
 import contextlib
+import json
 import math
 from dataclasses import replace
 
 import pytest
 
-from analysis.record import TrialState
+from analysis.record import TrialState, spread
 from search.conductor import Conductor, Pause
 from search.store import Store
 from search.study import parse
 from spaces.base import BaseFacts
 from spaces.knob import Float
 from spaces.space import Space, build_space
-from trainers.contract import DataRequest, TrialReport
+from trainers.contract import DataRequest, TrialReport, TrialRequest
 
 FACTS = BaseFacts("GFL", "GFLHead", (8, 16, 32, 64, 128), 4, False)
 DATA = DataRequest(
@@ -468,3 +469,76 @@ def test_the_kind_of_device_is_kept(play):
     _check_speed_device(play.store, records, "cpu")
     with pytest.raises(UserError, match=r"speed\.device: must stay cpu"):
         _check_speed_device(play.store, records, "cuda")
+
+
+def sweeping_space(on_images=True):
+    """A space whose designs have a threshold that is swept after training."""
+    (part,) = build_space({"dcn": {"placement": [[0], [1], [0, 1]], "version": 2, "always": True}}, FACTS).families
+    swept = Float(
+        name="threshold", when="inference", help="of scores", default=0.2, low=0.0, high=1.0, sweep=(0.1, 0.2, 0.3)
+    )
+    family = replace(part.family, on_images=on_images)
+    return Space(FACTS, (replace(part, family=family, full=(*part.full, swept), knobs=(*part.knobs, swept)),))
+
+
+def sweep(play, number, index, accuracy, ratio):
+    metrics = {"bbox_mAP": accuracy, "latency_ratio": ratio, "gmacs": 10 * ratio}
+    report = TrialReport(phase="swept", epoch=4, metrics=metrics, attrs={"index": index, "images": 16})
+    return play.conductor.report(number, report)
+
+
+def test_one_training_gives_a_point_for_each_setting(tmp_path):
+    play = Play(tmp_path, sweeping_space())
+    play.baseline()
+    request = play.next()
+    assert request.speed is None  # the latency depends on what will be learned
+    assert request.knobs["dcn.threshold"] == 0.2
+    assert {index: knobs["dcn.threshold"] for index, knobs in request.sweep.settings.items()} == {
+        0: 0.2,
+        1: 0.1,
+        2: 0.3,
+    }
+    assert request.sweep.reference.endswith("trials/0000")
+    assert play.counted(1, gmacs=99)
+    assert all(play.epoch(1, epoch) for epoch in (1, 2, 3, 4))
+    assert sweep(play, 1, 0, 0.40, 0.5)
+    assert sweep(play, 1, 1, 0.45, 0.8)
+
+    # Killed here, the next process asks for what is missing only.
+    play = play.again()
+    request = play.next()
+    assert (request.number, list(request.sweep.settings)) == (1, [2])
+    assert TrialRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+    assert sweep(play, 1, 2, 0.30, 0.4)
+    play.send(1, "done", 4)
+    record = play.store.record(1)
+    assert record.state is TrialState.COMPLETE
+    assert [point.metrics["latency_ms"] for point in record.sweep] == pytest.approx([10.0, 16.0, 8.0])
+    # The trial's own figures are those of its own setting, measured on images.
+    assert (record.metrics["bbox_mAP"], record.metrics["latency_ratio"], record.metrics["gmacs"]) == (0.40, 0.5, 5.0)
+    assert [item.label for item in spread([record])] == ["1", "1.1", "1.2"]
+    # Another design of the same network has other weights, so nothing is shared.
+    assert play.next().sweep is not None
+
+
+def test_settings_that_break_a_constraint_are_no_points(tmp_path):
+    play = Play(tmp_path, sweeping_space(), constraints=["gmacs <= 6", "params_m <= 3"])
+    play.baseline()
+    for number, ratios in ((1, (0.8, 0.5, 0.7)), (2, (0.8, 0.7, 0.9))):
+        assert play.next().number == number
+        assert play.counted(number, gmacs=99)  # the dense figure binds nobody
+        assert all(play.epoch(number, epoch) for epoch in (1, 2, 3, 4))
+        for index, ratio in enumerate(ratios):
+            assert sweep(play, number, index, 0.4, ratio)
+        play.send(number, "done", 4)
+    assert [item.label for item in spread([play.store.record(1)])] == ["1.1"]
+    assert play.state(2) is TrialState.INFEASIBLE
+    assert play.store.record(2).reason == "must hold at some setting of its inference knobs: gmacs <= 6"
+    play.next()
+    assert not play.send(3, "counted", gmacs=9.0, params_m=4.0)
+    assert play.state(3) is TrialState.INFEASIBLE
+
+
+def test_a_design_without_inference_knobs_is_not_swept(play):
+    play.baseline()
+    assert play.next().sweep is None

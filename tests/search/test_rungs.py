@@ -111,9 +111,9 @@ def test_the_unit_of_cost_does_not_matter(others, factor, power):
 def test_without_a_cost_all_are_rivals(accuracies, factor):
     point, *rest = (RungPoint(number, accuracy, None) for number, accuracy in enumerate(accuracies, 1))
     alike = [RungPoint(item.number, item.accuracy, 7.0) for item in rest]
-    decision = decide(point, rest, factor)
-    assert decision == decide(RungPoint(1, point.accuracy, 7.0), alike, factor)
-    assert decision == decide(point, alike, factor)
+    assert decide(point, rest, factor) == decide(RungPoint(1, point.accuracy, 7.0), alike, factor)
+    # Who is told its cost after training only is no rival of those who know theirs.
+    assert decide(point, alike, factor) == decide(point, [], factor)
 
 
 def test_rivals_are_the_nearest_in_cost():

@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from analysis.record import EpochRecord, Objective, TrialRecord, TrialState
+from analysis.record import EpochRecord, Objective, SweepPoint, TrialRecord, TrialState
 from search.tracking import Tracker, default_uri, find_run, page_url, public_uri, ui_command
 from search.tracking import tracker as module
 from search.tracking.content import content_of, volume_metrics
@@ -49,7 +49,7 @@ class Place:
     def children(self, tracker: Tracker) -> list[Run]:
         wanted = f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
         runs = self.client.search_runs([tracker.experiment_id], wanted)
-        return sorted(runs, key=lambda run: int(run.data.tags["headway.trial"]))
+        return sorted(runs, key=lambda run: float(run.data.tags["headway.trial"]))
 
     def series(self, run: Run, name: str) -> list[tuple[int, float]]:
         history = self.client.get_metric_history(run.info.run_id, name)
@@ -105,6 +105,37 @@ def test_other_ends(place: Place, state: TrialState, status: str) -> None:
     assert "Traceback" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["latency_ms"] == 50.0
     assert "bbox_mAP" not in run.data.metrics  # a half-trained figure is in the series only
+
+
+def test_each_setting_of_a_sweep_is_a_run(place: Place) -> None:
+    """One training, a curve of points: in the charts of the runs, and as a series on the trial's own run."""
+    points = [
+        SweepPoint(index, {"q.threshold": 0.1 * index}, {"bbox_mAP": 0.3 - 0.01 * index, "latency_ms": 50.0 - index})
+        for index in range(7)
+    ]
+    record = replace(ended(1), knobs=points[0].knobs, sweep=points)
+    tracker = place.open()
+    tracker.trial(replace(running(1, 3), knobs=points[0].knobs, sweep=points[:3]))
+    assert len(place.children(tracker)) == 1  # points once it is COMPLETE
+    for _ in range(2):
+        tracker.trial(record)
+        tracker.study([ended(0), record])
+    baseline, own, *others = place.children(tracker)
+    assert [run.data.tags["headway.trial"] for run in others] == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6"]
+    assert [run.data.metrics["latency_ms"] for run in (own, *others)] == [50.0 - index for index in range(7)]
+    assert others[2].data.params == {"q.threshold": "0.30000000000000004"}
+    assert place.series(others[0], "epoch/bbox_mAP") == []
+    assert place.series(own, "sweep/bbox_mAP") == [(index, round(0.3 - 0.01 * index, 9)) for index in range(7)]
+    assert place.series(own, "sweep/threshold")[-1] == (6, 0.6)
+    # By latency they trade against accuracy, but for the baseline's equal.
+    assert {run.data.tags["headway.front"] for run in others} == {"true"}
+
+    # A reconciled store ends with the same runs.
+    again = place.open()
+    again.reconcile([ended(0), record])
+    assert len(place.children(again)) == 8
+    again.reconcile([ended(0), replace(record, sweep=points[:2])])
+    assert [run.data.tags["headway.trial"] for run in place.children(again)] == ["0", "1", "1.1"]
 
 
 def test_a_proposed_trial_has_no_run(place: Place) -> None:

@@ -1,0 +1,89 @@
+"""What a trained detector gives at a setting of its inference knobs: accuracy, and latency on real images."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from trainers.checkpoint import checkpoints
+from trainers.loop import accuracy
+
+Batch = tuple[Tensor, list[Any]]
+
+
+def validate(config: Config, model: Any) -> dict[str, float]:
+    """Measures a detector's accuracy on the validation split, as training does after each epoch.
+
+    Args:
+        config: The trial's config.
+        model: The trained detector, on its device.
+
+    Returns:
+        ``{"bbox_mAP": 0.31, ...}``; see ``trainers.loop.accuracy``.
+    """
+    loader = Runner.build_dataloader(copy.deepcopy(config["val_dataloader"]))
+    evaluator = Evaluator(copy.deepcopy(config["val_evaluator"]))
+    evaluator.dataset_meta = loader.dataset.metainfo
+    model.eval()
+    with torch.no_grad():
+        for data in loader:
+            evaluator.process(data_samples=model.val_step(data), data_batch=data)
+    figures, _ = accuracy(evaluator.evaluate(len(loader.dataset)))
+    return figures
+
+
+def validation_images(config: Config, model: Any, size: tuple[int, int], batch: int, count: int) -> list[Batch]:
+    """Loads images of the validation split for a measurement, evenly chosen, as batches of one size.
+
+    Args:
+        config: The trial's config.
+        model: A detector; its preprocessor normalises.
+        size: Height and width in px that the images are scaled into, keeping their aspect ratio, and padded to.
+        batch: Images a batch.
+        count: Most images; fewer where the split has fewer.
+
+    Returns:
+        Normalised images, (batch, 3, height, width), with their data samples.
+    """
+    dataset = copy.deepcopy(config["val_dataloader"]["dataset"])
+    for step in dataset["pipeline"]:
+        if step["type"] == "Resize":
+            step["scale"] = (size[1], size[0])
+    from mmdet.registry import DATASETS
+
+    images = DATASETS.build(dataset)
+    count = max(batch, min(count, len(images)) // batch * batch)
+    chosen = [int(place * len(images) / count) for place in range(count)]
+    batches = []
+    for start in range(0, count, batch):
+        packed = [images[index] for index in chosen[start : start + batch]]
+        content = {key: [item[key] for item in packed] for key in ("inputs", "data_samples")}
+        with torch.no_grad():
+            ready = model.data_preprocessor(content, False)
+        inputs = ready["inputs"]
+        height, width = (max(wanted, side) for wanted, side in zip(size, inputs.shape[2:], strict=True))
+        inputs = F.pad(inputs, (0, width - inputs.shape[3], 0, height - inputs.shape[2]))
+        for sample in ready["data_samples"]:
+            sample.set_metainfo({"batch_input_shape": (height, width), "pad_shape": (height, width)})
+        batches.append((inputs, ready["data_samples"]))
+    return batches
+
+
+def reference_weights(folder: str | None) -> dict[str, Tensor] | None:
+    """Reads the newest weights of the baseline's trial, ``None`` where there are none yet."""
+    found = checkpoints(Path(folder)) if folder is not None and Path(folder).is_dir() else []
+    for _, path in found:
+        try:
+            weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        except (OSError, RuntimeError, KeyError):  # replaced by a newer one at this moment, or cut short
+            continue
+        return weights
+    return None

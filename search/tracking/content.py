@@ -61,12 +61,11 @@ def content_of(record: TrialRecord) -> Content:
         stamp = milliseconds((record.started or 0.0) + entry.seconds)
         for name, value in entry.metrics.items():
             metrics[f"epoch/{name}", entry.epoch] = (float(value), stamp)
+    varying = {name for item in record.sweep for name, knob in item.knobs.items() if record.knobs.get(name) != knob}
     for item in record.sweep if record.state.finished else ():
         # The settings of the inference knobs as a series, so that the trial's own run shows its curve.
         stamp = milliseconds(record.finished if record.finished is not None else record.started)
-        settings = {
-            name.rpartition(".")[2]: knob for name, knob in item.knobs.items() if record.knobs.get(name) != knob
-        }
+        settings = {name.rpartition(".")[2]: item.knobs[name] for name in varying if name in item.knobs}
         settings = {name: knob for name, knob in settings.items() if isinstance(knob, (int, float))}
         for name, value in {**settings, **item.metrics}.items():
             metrics[f"sweep/{name}", item.index] = (float(value), stamp)

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainers.memory import channels_last
+
 Pass = Callable[[], object]
 Clock = Callable[[Pass], float]
 
@@ -202,7 +204,7 @@ def prepare(model: nn.Module, device: str) -> nn.Module:
     from mmcv.cnn import fuse_conv_bn
 
     model = fuse_conv_bn(copy.deepcopy(model).eval()).to(device)
-    return model.to(memory_format=torch.channels_last) if device == "cpu" else model  # type: ignore[call-overload]
+    return channels_last(model) if device == "cpu" else model
 
 
 def detector_pass(model: Any, inputs: Tensor, *, postprocess: bool) -> Pass:

@@ -1,0 +1,1 @@
+"""Narrower or shorter towers of their own for the shallow levels."""

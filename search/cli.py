@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(name: str) -> Callable[[argparse.Namespace], int | None]:
     from search import commands
 
-    command: Callable[[argparse.Namespace], int | None] = getattr(commands, name)
+    # The module of printing has the name of one command.
+    command: Callable[[argparse.Namespace], int | None] = getattr(commands, "papers" if name == "tables" else name)
     return command
 
 
@@ -84,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
         ("bundle", {"metavar": "DIR", "help": "the bundle"}),
         ("--annotations", {"metavar": "FILE", "help": "validation annotations (default: those it was searched with)"}),
         ("--images", {"metavar": "DIR", "help": "their image folder"}),
+        json,
+    )
+    add(
+        "tables",
+        "the papers' tables beside what Headway counts and what was trained",
+        ("paper", {"nargs": "?", "metavar": "PAPER", "help": "slimhead, ddod or querydet (default: all)"}),
+        ("--table", {"type": int, "metavar": "N", "help": "only the tables of this number"}),
+        studies,
         json,
     )
     add("families", "the design families and their knobs", json)

@@ -17,7 +17,7 @@ from search import tables
 from search.folder import find_study, studies_root
 from search.store import Store
 from search.study import Study, load, parse_assignment
-from spaces.errors import UserError
+from spaces.errors import UserError, choices, unknown
 
 
 @contextlib.contextmanager
@@ -176,7 +176,9 @@ def families(options: argparse.Namespace) -> None:
     from spaces.registry import families as all_families
 
     # Knobs depend on the pyramid and the depth of the towers; the common ones are shown.
-    common = BaseFacts("GFL", "GFLHead", (8, 16, 32, 64, 128), 4, False)
+    pyramid = (8, 16, 32, 64, 128)
+    gfl = BaseFacts("GFL", "GFLHead", pyramid, 4, False, finer=1, tower_norm="GN")
+    retina = BaseFacts("RetinaNet", "RetinaHead", pyramid, 4, True, priors=9, finer=1)
     rows = [
         {
             "name": family.name,
@@ -184,7 +186,10 @@ def families(options: argparse.Namespace) -> None:
             "paper": family.paper,
             "heads": list(family.heads),
             "conflicts": dict(family.conflicts),
-            "knobs": [{**knob.to_json(), "legal": knob.legal()} for knob in family.knobs(common)],
+            "knobs": [
+                {**knob.to_json(), "legal": knob.legal()}
+                for knob in family.knobs(gfl if gfl.head in family.heads else retina)
+            ],
         }
         for family in all_families().values()
     ]
@@ -192,6 +197,27 @@ def families(options: argparse.Namespace) -> None:
         _emit(rows)
     else:
         tables.print_families(rows)
+
+
+def papers(options: argparse.Namespace) -> None:
+    """``headway tables``."""
+    from analysis.published import PAPERS
+    from analysis.published import tables as published
+    from search.papers import LEGEND, Comparison
+
+    if options.paper is not None and options.paper not in PAPERS:
+        raise unknown("tables", options.paper, PAPERS)
+    chosen = published(options.paper, options.table)
+    if not chosen:
+        numbers = sorted({table.number for table in published(options.paper)})
+        raise UserError(f"--table: must be {choices(numbers)}, but got {options.table}.")
+    with _quiet_stdout(True):
+        comparison = Comparison(studies_root(options.studies), lambda text: print(text, file=sys.stderr, flush=True))
+        found = [comparison.table(table) for table in chosen]
+    if options.json:
+        _emit({"legend": LEGEND, "papers": PAPERS, "tables": found})
+    else:
+        tables.print_published(found, LEGEND)
 
 
 def patch(options: argparse.Namespace) -> None:

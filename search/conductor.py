@@ -167,6 +167,7 @@ class Conductor:
             sweep = SweepRequest(
                 settings={index: knobs for index, knobs in settings.items() if index not in done},
                 speed=how,
+                images=study.speed.images,
                 reference=str(self._folder / "trials/0000"),
             )
         return TrialRequest(

@@ -175,13 +175,17 @@ class ResourcesSection(_Section):
 
 
 class SpeedSection(_Section):
-    """How latency is measured; ``size`` (height, width) is ``null`` for the data's size, padded to a multiple of 32."""
+    """How latency is measured; ``size`` (height, width) is ``null`` for the data's size, padded to a multiple of 32.
+
+    ``images`` of the validation split are measured where the latency depends on the image, noise elsewhere.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     size: tuple[Side, Side] | None = None
     batch: Positive = 1
     postprocess: bool = True
     pairs: Annotated[int, Field(ge=3, strict=True)] = 9
+    images: Positive = 16
     seconds: Annotated[float, Field(gt=0, strict=True)] = 5.0
 
 

@@ -177,6 +177,44 @@ def print_profile(found: Mapping[str, Any], config: str, against: str | None) ->
         )
 
 
+def print_published(found: Sequence[Mapping[str, Any]], legend: str) -> None:
+    """Prints the papers' tables beside ours."""
+    console = _console()
+    for table in found:
+        where = f"{table['data']}; FPS on a {table['device']}" if table["device"] else table["data"]
+        shown = Table(title=f"{table['paper']}, table {table['table']}: {table['title']}", caption=where)
+        shown.add_column("row", overflow="fold")
+        for name in table["columns"]:
+            shown.add_column(name, justify="right", no_wrap=True)
+        for name in ("our GMACs", "head", "params M", "our AP", "ms", "ratio"):
+            shown.add_column(name, justify="right", no_wrap=True)
+        shown.add_column("study, or why there is none", overflow="fold", ratio=1)
+        # As many digits as the paper prints, 56.90 and not 56.9.
+        printed = {name: [row["published"].get(name, 0.0) for row in table["rows"]] for name in table["columns"]}
+        digits = {name: max(len(f"{value:g}".partition(".")[2]) for value in printed[name]) for name in printed}
+        for row in table["rows"]:
+            ours = row["ours"]
+            told = [f"recipes/papers/{row['study']}" if row["study"] else row["reason"]]
+            shown.add_row(
+                row["label"],
+                *(_number(row["published"], name, 1, digits[name]) for name in table["columns"]),
+                _number(ours, "gmacs", 1, 2),
+                _number(ours, "head_gmacs", 1, 2),
+                _number(ours, "params_m", 1, 3),
+                _number(ours, "bbox_mAP", 100, 1),
+                _number(ours, "latency_ms", 1, 1),
+                _number(ours, "latency_ratio", 1, 3),
+                "; ".join(told + ([row["note"]] if row["note"] else [])),
+            )
+        console.print(shown)
+    console.print(legend)
+    rows = [row for table in found for row in table["rows"]]
+    trained = sum("bbox_mAP" in row["ours"] for row in rows)
+    without = sum(row["reason"] is not None for row in rows)
+    some = f"{len(rows) - without} have a study, {trained} of them trained"
+    console.print(f"{len(rows)} rows: {some}; {without} have none.")
+
+
 def print_plan(made: Plan, study: Study) -> None:
     """Prints a dry run."""
     console = _console()

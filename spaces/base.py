@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spaces.errors import UserError
+from spaces.errors import UserError, choices
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class BaseFacts:
         deformed: Tower positions that are deformable in the base itself, as ``cls.3``.
         priors: Anchors (or points) at each site.
         finer: Levels of the backbone below the finest one of the pyramid, which the neck could add.
+        tower_norm: Type of the norm that follows each tower convolution, ``GN`` or ``BN`` for instance; ``None``
+            without one. A group norm mixes the sites of a map, a batch norm in evaluation does not.
     """
 
     detector: str
@@ -37,6 +39,7 @@ class BaseFacts:
     deformed: tuple[str, ...] = ()
     priors: int = 1
     finer: int = 0
+    tower_norm: str | None = None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -49,13 +52,18 @@ def dense_part(model: Mapping[str, Any]) -> str:
     return "rpn_head" if model.get("rpn_head") else "bbox_head"
 
 
+def plain_type(part: Mapping[str, Any]) -> str:
+    """Type of a part of a detector without the scope that may stand before it: ``FCOS`` for ``mmdet.FCOS``."""
+    return str(part.get("type", "?")).rpartition(".")[2]
+
+
 def facts(model: Mapping[str, Any], who: str = "base") -> BaseFacts:
     """Reads the facts of a detector from the ``model`` part of its config.
 
     Raises:
-        UserError: The detector has no dense head with conv towers over a pyramid.
+        UserError: The detector has no dense head with conv towers over a pyramid, or one of a type that is not known.
     """
-    detector = str(model.get("type", "?"))
+    detector = plain_type(model)
     part = dense_part(model)
     head = model.get(part)
     if not isinstance(head, Mapping) or "type" not in head:
@@ -63,66 +71,91 @@ def facts(model: Mapping[str, Any], who: str = "base") -> BaseFacts:
             f"{who}: must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), "
             f"but got {detector} without one."
         )
-    if head["type"] == "ComposedHead":
+    kind = _kind(head)
+    if kind == "ComposedHead":
         raise UserError(f"{who}: is already the result of 'headway patch'; give the config that it was made from.")
-    kind = str(head["type"])
     strides = _strides(head)
     if not strides:
         raise UserError(
             f"{who}: must have a dense head over a pyramid with strides, "
             f"but {kind} of {detector} names none (anchor_generator.strides or strides)."
         )
+    if kind not in (*HEADS, *ROTATED):
+        raise UserError(f"{who}: must have a dense head of a known type ({choices(HEADS)}), but {detector} has {kind}.")
     depth, default_depth = _DEPTH.get(kind, ("stacked_convs", 4))
     convs = int(head.get(depth, default_depth))
     if convs < 1:
         raise UserError(f"{who}: must have a dense head with conv towers, but {kind} has {convs} {depth}.")
     branches = _BRANCHES.get(kind, ("cls", "reg"))
-    norm = head.get("norm_cfg", _GROUP_NORM if kind in _NORMED else None)
-    bias = head.get("conv_bias", "auto")
+    norm = head.get("norm_cfg", None if kind in _BARE else _GROUP_NORM)
+    bias = head.get("conv_bias", kind == "AutoAssignHead" or "auto")
     return BaseFacts(
         detector=detector,
         head=kind,
         strides=strides,
         tower_convs=convs,
-        tower_bias=(norm is None) if bias == "auto" else bool(bias),
+        tower_bias=(not norm) if bias == "auto" else bool(bias),
         branches=branches,
         part=part,
         deformed=_deformed(head, kind, branches, convs),
         priors=_priors(head),
         finer=_finer(model.get("neck")),
+        tower_norm=str(norm["type"]) if norm else None,
     )
 
 
 # mmdet's names and defaults where a config does not say (signatures of the heads' classes).
+HEADS = (
+    "GFLHead", "ATSSHead", "RetinaHead", "FCOSHead", "TOODHead", "PAAHead", "VFNetHead", "AutoAssignHead", "DDODHead",
+    "CondInstBboxHead", "BoxInstBboxHead", "RPNHead",
+)  # fmt: skip
+# Of mmrotate, for rotated boxes.
+ROTATED = ("RotatedRetinaHead", "RotatedFCOSHead", "RotatedATSSHead", "AngleBranchRetinaHead")
 _GROUP_NORM = {"type": "GN", "num_groups": 32}
-_NORMED = {
-    "GFLHead", "ATSSHead", "FCOSHead", "PAAHead", "VFNetHead", "TOODHead", "DDODHead",
-    "AutoAssignHead", "CondInstBboxHead", "BoxInstBboxHead",
-}  # fmt: skip
+_BARE = ("RetinaHead", "RPNHead", "RotatedRetinaHead", "AngleBranchRetinaHead")
 _BRANCHES = {"TOODHead": ("inter",), "RPNHead": ("rpn",)}
 _DEPTH = {"RPNHead": ("num_convs", 1)}
-_POINTS = (4, 8, 16, 32, 64)
-_DEFAULT_STRIDES: Mapping[str, Sequence[int]] = {
-    "FCOSHead": _POINTS, "AutoAssignHead": _POINTS, "CondInstBboxHead": _POINTS, "BoxInstBboxHead": _POINTS,
-    "VFNetHead": _POINTS, "RPNHead": _POINTS, "RetinaHead": (8, 16, 32, 64, 128),
-}  # fmt: skip
+_POINTS = {"strides": (4, 8, 16, 32, 64)}
+_NINE = {"strides": (4, 8, 16, 32, 64), "ratios": (0.5, 1.0, 2.0), "scales": (8, 16, 32)}
+_DEFAULT_PRIORS: Mapping[str, Mapping[str, Sequence[float]]] = {
+    **dict.fromkeys(("FCOSHead", "AutoAssignHead", "CondInstBboxHead", "BoxInstBboxHead", "RotatedFCOSHead"), _POINTS),
+    **dict.fromkeys(("ATSSHead", "GFLHead", "TOODHead", "PAAHead", "DDODHead", "RPNHead"), _NINE),
+    "RetinaHead": {**_NINE, "strides": (8, 16, 32, 64, 128)},
+    "VFNetHead": {"strides": (8, 16, 32, 64, 128)},
+}
+
+
+def _kind(head: Mapping[str, Any]) -> str:
+    kind = plain_type(head)
+    if kind == "RetinaHead" and "XYWHT" in plain_type(head.get("bbox_coder") or {}):
+        # mmrotate's configs of its RetinaNet use mmdet's head, with a coder that has an angle.
+        return "RotatedRetinaHead"
+    return kind
+
+
+def _prior_generator(head: Mapping[str, Any]) -> Mapping[str, Any]:
+    if head.get("anchor_generator"):
+        generator: Mapping[str, Any] = head["anchor_generator"]
+        return generator
+    default = _DEFAULT_PRIORS.get(_kind(head), {})
+    # Heads on points name their strides themselves.
+    return {"strides": head["strides"]} if head.get("strides") and default in ({}, _POINTS) else default
 
 
 def _strides(head: Mapping[str, Any]) -> tuple[int, ...]:
-    anchors = head.get("anchor_generator") or {}
-    given = anchors.get("strides") or head.get("strides") or _DEFAULT_STRIDES.get(str(head["type"]), ())
+    given = _prior_generator(head).get("strides") or ()
     return tuple(int(stride[0] if isinstance(stride, (list, tuple)) else stride) for stride in given)
 
 
 def _priors(head: Mapping[str, Any]) -> int:
-    anchors = head.get("anchor_generator") or {}
-    scales = anchors.get("scales") or range(int(anchors.get("scales_per_octave", 1)))
-    return len(anchors.get("ratios", (1.0,))) * len(scales)
+    generator = _prior_generator(head)
+    scales = generator.get("scales") or range(int(generator.get("scales_per_octave", 1)))
+    return len(generator.get("ratios", (1.0,))) * len(scales)
 
 
 def _deformed(head: Mapping[str, Any], kind: str, branches: tuple[str, ...], convs: int) -> tuple[str, ...]:
     if kind == "TOODHead":
-        positions: Sequence[int] = range(int(head.get("num_dcn", 0)))
+        positions: Sequence[int] = range(min(int(head.get("num_dcn", 0)), convs))
     elif kind == "DDODHead":
         positions = range(int(head.get("use_dcn", True)))
     else:
@@ -133,6 +166,6 @@ def _deformed(head: Mapping[str, Any], kind: str, branches: tuple[str, ...], con
 
 
 def _finer(neck: Any) -> int:
-    if not isinstance(neck, Mapping) or neck.get("type") != "FPN":
+    if not isinstance(neck, Mapping) or plain_type(neck) != "FPN":
         return 0
     return int(neck.get("start_level", 0))

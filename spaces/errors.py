@@ -14,12 +14,12 @@ class UserError(HeadwayError):
     """The input was wrong (exit status 2)."""
 
 
-def choices(values: Iterable[object]) -> str:
+def choices(values: Iterable[object], last: str = "or") -> str:
     """Formats the legal values of an error message: ``nearest, bilinear or maxpool``."""
     words = [str(value) for value in values]
     if len(words) < 2:
         return "".join(words) or "none"
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def unknown(who: str, name: str, known: Iterable[str]) -> UserError:

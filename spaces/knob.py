@@ -146,9 +146,16 @@ class Knob(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(Knob):
-    """One of a few values without an order."""
+    """One of a few values without an order.
+
+    Attributes:
+        choices: The legal values.
+        proposed: Those that are proposed where the user does not narrow the knob; empty for all of them. What only an
+            ablation needs is legal, but not searched unasked.
+    """
 
     choices: tuple[Any, ...]
+    proposed: tuple[Any, ...] = ()
     kind: ClassVar[str] = "choice"
     narrowing: ClassVar[Mapping[str, str]] = {"among": "choices"}
 
@@ -172,10 +179,10 @@ class Choice(Knob):
         return self._among([self.check(value, f"{who}.among[{index}]") for index, value in enumerate(among)])
 
     def values(self) -> list[Any]:
-        return list(self.choices)
+        return list(self.proposed or self.choices)
 
     def extremes(self) -> tuple[Any, ...]:
-        return self.choices
+        return self.proposed or self.choices
 
 
 @dataclass(frozen=True, kw_only=True)

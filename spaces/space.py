@@ -307,10 +307,11 @@ def design_hash(design: Mapping[str, Any]) -> str:
 def _propose(knob: Knob, name: str, ask: Suggester) -> Any:
     if isinstance(knob, Choice):
         # Optuna keeps categories as scalars, so lists are proposed by their index.
-        if any(isinstance(choice, tuple) for choice in knob.choices):
-            labels = [json.dumps(choice) for choice in knob.choices]
-            return knob.choices[labels.index(ask.suggest_categorical(name, labels))]
-        return ask.suggest_categorical(name, list(knob.choices))
+        values = knob.values()
+        if any(isinstance(choice, tuple) for choice in values):
+            labels = [json.dumps(choice) for choice in values]
+            return values[labels.index(ask.suggest_categorical(name, labels))]
+        return ask.suggest_categorical(name, values)
     if isinstance(knob, Integer):
         return ask.suggest_int(name, knob.low, knob.high)
     if isinstance(knob, Float):

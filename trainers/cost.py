@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +13,18 @@ from typing import Any
 import torch
 from mmcv.ops import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2d, ModulatedDeformConv2dPack
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.dense_heads.condinst_head import CondInstMaskHead
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from spaces.errors import HeadwayError, UserError
 
+# What a trained detector does depends on the image; these are mmdet's limits, as in published counts.
 PROPOSALS = 1000
+INSTANCES = 100
 _PARTS = {"bbox_head": "head", "rpn_head": "rpn"}
 _NOT_HEAD = ("backbone", "neck")
 
@@ -32,7 +36,8 @@ class Cost:
     Attributes:
         macs: Multiply-adds of convolutions (plain, transposed, deformable), linear layers and other products of
             matrices; biases and norms excluded.
-        macs_parts: The same by part: ``backbone``, ``neck``, ``head``; ``rpn`` and ``roi_head`` of two-stage detectors.
+        macs_parts: The same by part: ``backbone``, ``neck``, ``head``; ``rpn`` and ``roi_head`` (boxes and masks) of
+            two-stage detectors; ``mask_head`` of CondInst and BoxInst.
         macs_levels: Multiply-adds of the dense head (of the RPN in a two-stage detector) by the pyramid level that
             they are spent on, named by stride: ``P3`` is stride 8. Sums up to the head's; what depends on several
             levels at once, or on none, is under ``mixed``.
@@ -57,10 +62,9 @@ class Cost:
 
     def to_metrics(self) -> dict[str, float]:
         """Gives ``gmacs``, ``head_gmacs`` (all but backbone and neck), ``params_m`` and ``activations_m``."""
-        head = sum(macs for part, macs in self.macs_parts.items() if part not in _NOT_HEAD)
         return {
             "gmacs": self.macs / 1e9,
-            "head_gmacs": head / 1e9,
+            "head_gmacs": _beyond_neck(self.macs_parts) / 1e9,
             "params_m": self.params / 1e6,
             "activations_m": self.activations / 1e6,
         }
@@ -72,9 +76,12 @@ def count(model: nn.Module, size: tuple[int, int]) -> Cost:
     The pass runs on a copy without data (the meta device); ``model`` stays as it is. Operators that need data make it
     run once more on a copy with zeros as input; deformable convolutions are never computed in either.
 
+    The box head of a two-stage detector is counted for 1,000 proposals in each stage. Masks are counted for 100
+    instances: the mask head of Mask R-CNN once for each, that of Cascade Mask R-CNN in each of its stages, and the
+    dynamic convolutions of CondInst and BoxInst over the whole mask feature, which itself is counted once.
+
     Args:
-        model: A one-stage detector with a dense head, or a two-stage one, whose box head is counted for 1,000
-            proposals.
+        model: A one-stage detector with a dense head, or a two-stage one.
         size: Height and width of the input in px, padding included.
 
     Raises:
@@ -92,7 +99,8 @@ def count(model: nn.Module, size: tuple[int, int]) -> Cost:
         except Exception as error:
             height, width = size
             raise HeadwayError(
-                f"cost: the forward pass of {type(model).__name__} at {height}x{width} failed: {error}"
+                f"cost: the forward pass of {type(model).__name__} at {height}x{width} failed: "
+                f"{error or type(error).__name__}"
             ) from error
     params_parts = _params(model)
     return Cost(
@@ -105,6 +113,54 @@ def count(model: nn.Module, size: tuple[int, int]) -> Cost:
     )
 
 
+def count_predict(
+    model: nn.Module, batches: Iterable[Mapping[str, Any] | tuple[Tensor, Sequence[Any]]]
+) -> dict[str, float]:
+    """Counts what ``model`` really does to predict on given images, for detectors whose work depends on the image.
+
+    Everything is computed, on the device and with the weights of ``model``, which stays as it is; what runs after the
+    head and is written as products of matrices (GFL's integral over its bins, say) is counted as well. The rest is as
+    in ``count``: for a detector whose work does not depend on the image, the results are equal.
+
+    Args:
+        model: Any built mmdet detector.
+        batches: What a data loader yields, ``{"inputs": images, "data_samples": samples}`` each, or what comes out of
+            the detector's data preprocessor: pairs of a tensor (N, C, H, W) and N samples.
+
+    Returns:
+        ``gmacs`` and ``head_gmacs`` (all but backbone and neck) as means over the images, in units of 10^9.
+
+    Raises:
+        UserError: There is no image.
+    """
+    twin: Any = _copy(model, meta=False)
+    tally = _Tally()
+    for name, child in twin.named_children():
+        _wrap(child, tally, _PARTS.get(name, name))
+    for module in twin.modules():
+        if isinstance(module, (DeformConv2d, ModulatedDeformConv2d)):
+            module.forward = _computed(module, tally)
+    device = next(model.parameters()).device
+    images = 0
+    for batch in batches:
+        images += len(batch["inputs"] if isinstance(batch, Mapping) else batch[0])
+        with torch.no_grad(), tally:
+            if isinstance(batch, Mapping):
+                twin.test_step(dict(batch))
+            else:
+                twin(batch[0].to(device), batch[1], mode="predict")
+    if not images:
+        raise UserError("cost: must be counted on at least one image, but got none.")
+    return {
+        "gmacs": sum(tally.parts.values()) / images / 1e9,
+        "head_gmacs": _beyond_neck(tally.parts) / images / 1e9,
+    }
+
+
+def _beyond_neck(parts: Mapping[str, int]) -> int:
+    return sum(macs for part, macs in parts.items() if part not in _NOT_HEAD)
+
+
 def _refuse(model: nn.Module) -> None:
     name = type(model).__name__
     dense = getattr(model, "rpn_head", None) or getattr(model, "bbox_head", None)
@@ -113,8 +169,14 @@ def _refuse(model: nn.Module) -> None:
     roi_head = getattr(model, "roi_head", None)
     if roi_head is not None and not isinstance(roi_head, (StandardRoIHead, CascadeRoIHead)):
         raise UserError(f"model: {name} cannot be profiled yet, because of its {type(roi_head).__name__}.")
-    if getattr(model, "mask_head", None) is not None or getattr(roi_head, "with_mask", False):
-        raise UserError(f"model: {name} cannot be profiled yet, because of its mask head.")
+    mask_head = getattr(model, "mask_head", None)
+    if mask_head is not None and not isinstance(mask_head, CondInstMaskHead):
+        raise UserError(f"model: {name} cannot be profiled yet, because of its {type(mask_head).__name__}.")
+    # Heads derived from these two for masks (HTC, PointRend) add branches of their own.
+    if getattr(roi_head, "with_mask", False) and type(roi_head) not in (StandardRoIHead, CascadeRoIHead):
+        raise UserError(
+            f"model: {name} cannot be profiled yet, because of the mask head in its {type(roi_head).__name__}."
+        )
 
 
 # Counting
@@ -250,6 +312,8 @@ def _tally(model: Any, size: tuple[int, int], device: torch.device) -> _Tally:
         tally.by_level = True
         dense(features)
         tally.by_level = False
+        if getattr(model, "mask_head", None) is not None:
+            _run_dynamic_masks(model, features)
         if getattr(model, "roi_head", None) is not None:
             with tally.within("roi_head"):
                 _run_roi_head(model.roi_head, features)
@@ -285,6 +349,18 @@ def _shape_only(module: Any, tally: _Tally) -> Callable[..., Tensor]:
     return forward
 
 
+def _computed(module: Any, tally: _Tally) -> Callable[..., Tensor]:
+    """Gives a forward of a deformable convolution that runs it and counts it, its offset convolution included."""
+    forward = module.forward
+
+    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = forward(x, *args, **kwargs)
+        tally.add(_convolution(out, x, module.weight), out, _levels(x))
+        return out
+
+    return counted
+
+
 def _names(head: nn.Module, features: tuple[Tensor, ...], size: tuple[int, int]) -> list[str]:
     strides = getattr(getattr(head, "prior_generator", None), "strides", None)
     if strides is None or len(strides) != len(features):
@@ -293,15 +369,30 @@ def _names(head: nn.Module, features: tuple[Tensor, ...], size: tuple[int, int])
     return [f"P{round(math.log2(width))}" for width in widths]
 
 
+def _run_dynamic_masks(model: Any, features: tuple[Tensor, ...]) -> None:
+    first = features[0]
+    instances = InstanceData(
+        param_preds=first.new_zeros(INSTANCES, model.mask_head.num_params),
+        points=first.new_zeros(INSTANCES, 2),
+        strides=first.new_ones(INSTANCES),
+    )
+    model.mask_head(features, [instances])
+
+
 def _run_roi_head(roi_head: Any, features: tuple[Tensor, ...]) -> None:
-    rois = features[0].new_zeros(PROPOSALS, 5)
+    boxes, masks = (features[0].new_zeros(number, 5) for number in (PROPOSALS, INSTANCES))
+    extractors = [roi_head.bbox_roi_extractor, *([roi_head.mask_roi_extractor] if roi_head.with_mask else [])]
     if isinstance(roi_head, CascadeRoIHead):
-        for stage in range(roi_head.num_stages):
-            _pool_shape_only(roi_head.bbox_roi_extractor[stage])
-            roi_head._bbox_forward(stage, features, rois)
+        extractors = [extractor for of_stages in extractors for extractor in of_stages]
+        stages: list[tuple[int, ...]] = [(stage,) for stage in range(roi_head.num_stages)]
     else:
-        _pool_shape_only(roi_head.bbox_roi_extractor)
-        roi_head._bbox_forward(features, rois)
+        stages = [()]
+    for extractor in extractors:
+        _pool_shape_only(extractor)
+    for stage in stages:
+        roi_head._bbox_forward(*stage, features, boxes)
+        if roi_head.with_mask:
+            roi_head._mask_forward(*stage, features, masks)
 
 
 def _pool_shape_only(extractor: Any) -> None:

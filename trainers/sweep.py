@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def reference_weights(folder: str | None) -> dict[str, Tensor] | None:
     for _, path in found:
         try:
             weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        except (OSError, RuntimeError, KeyError):  # replaced by a newer one at this moment, or cut short
+        except (OSError, RuntimeError, KeyError, EOFError, UnpicklingError):  # replaced by a newer one at this moment, or cut short
             continue
         return weights
     return None

@@ -9,6 +9,8 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from spaces.modules import dense_head
+
 
 def _with_plain_gradient(out: Tensor) -> Tensor:
     """Lets the operator's backward see a gradient that lies in memory as (N, C, H, W)."""
@@ -69,34 +71,62 @@ class ModulatedDeformableConv(ModulatedDeformConv2dPack):
 
 
 TYPES = {1: DeformableConv, 2: ModulatedDeformableConv}
+# mmdet's name of each tower; the one of an RPN is a single convolution unless the RPN is told to stack several.
+TOWERS = {"cls": "cls_convs", "reg": "reg_convs", "inter": "inter_convs", "rpn": "rpn_conv"}
 
 
 @MODELS.register_module()
 class DeformableTower:
-    """Mixin for dense heads with towers ``cls_convs`` and ``reg_convs`` of ``ConvModule``.
+    """Mixin for dense heads with towers of ``ConvModule``, and for the RPN with its plain convolution.
 
-    A replaced convolution starts with the weight (and bias) of the plain one and with zero offsets. Version 1 then
-    equals the plain convolution; version 2 gives half of it, its mask being the sigmoid of zero.
+    A replaced convolution keeps the weight (and bias) of the plain one, and ``init_weights`` draws them as if it were
+    plain; offsets start at zero. Version 1 then equals the plain convolution; version 2 gives half of it, its mask
+    being the sigmoid of zero.
 
     Args:
-        cls: Positions in the classification tower, from 0.
-        reg: Positions in the regression tower, from 0.
+        placement: Positions in the towers, from 0: ``cls.0``, ``reg.1``, ``inter.2``, ``rpn.0``.
         version: 1 or 2.
     """
 
     setup_order = 0
 
-    def setup_mixin(self, cls: list[int], reg: list[int], version: int) -> None:
+    def setup_mixin(self, placement: list[str], version: int) -> None:
         """Replaces the convolutions; called once after the base head is built."""
-        for tower, positions in ((self.cls_convs, cls), (self.reg_convs, reg)):
-            for position in positions:
-                make_deformable(tower[position], version)
+        for element in placement:
+            branch, _, position = element.partition(".")
+            tower = getattr(self, TOWERS[branch])
+            if isinstance(tower, nn.Conv2d):
+                setattr(self, TOWERS[branch], deformable(tower, version))
+            else:
+                make_deformable(tower[int(position)], version)
+
+    def init_weights(self) -> None:
+        """As the base head's, with the same random numbers; offsets become zero.
+
+        mmengine finds the layers to initialise by the name of their class, so the deformable ones are out of sight
+        behind plain ones with the same weights meanwhile.
+        """
+        found = [
+            (parent, name, child)
+            for parent in self.modules()
+            for name, child in parent._modules.items()
+            if isinstance(child, tuple(TYPES.values()))
+        ]
+        for parent, name, child in found:
+            parent._modules[name] = _plain(child)
+        try:
+            super().init_weights()
+        finally:
+            for parent, name, child in found:
+                parent._modules[name] = child
+        for _, _, child in found:
+            nn.init.zeros_(child.conv_offset.weight)
+            nn.init.zeros_(child.conv_offset.bias)
 
 
-def make_deformable(module: ConvModule, version: int) -> None:
-    """Replaces the convolution of ``module`` in place; norm, activation and parameter names stay."""
-    plain = module.conv
-    module.conv = TYPES[version](
+def deformable(plain: nn.Conv2d, version: int) -> nn.Module:
+    """Gives the deformable form of a convolution, with its weight and bias and with zero offsets."""
+    layer = TYPES[version](
         plain.in_channels,
         plain.out_channels,
         plain.kernel_size,
@@ -107,27 +137,42 @@ def make_deformable(module: ConvModule, version: int) -> None:
         deform_groups=1,
         bias=plain.bias is not None,
     )
-    module.conv.weight.data.copy_(plain.weight.data)
+    layer.weight.data.copy_(plain.weight.data)
     if plain.bias is not None:
-        module.conv.bias.data.copy_(plain.bias.data)
+        layer.bias.data.copy_(plain.bias.data)
+    return layer
+
+
+def make_deformable(module: ConvModule, version: int) -> None:
+    """Replaces the convolution of ``module`` in place; norm, activation and parameter names stay."""
+    module.conv = deformable(module.conv, version)
+
+
+def _plain(layer: nn.Module) -> nn.Conv2d:
+    """Gives a plain convolution that shares the weight and the bias of a deformable one."""
+    # On the meta device, so that no random number is drawn for weights that are never used.
+    plain = nn.Conv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, groups=layer.groups, bias=False, device="meta"
+    )
+    plain.weight = layer.weight
+    plain.bias = getattr(layer, "bias", None)
+    return plain
 
 
 def mismatch(model: nn.Module, values: dict) -> str | None:
-    """Says how the built ``model`` differs from the knob ``values``, ``None`` when it follows them."""
+    """Says how the built ``model`` differs from the knob ``values``, ``None`` when it follows them.
+
+    What the base deforms itself is made of mmcv's own classes, and not looked at.
+    """
     wanted = set(values["placement"])
     kind = TYPES[values["version"]]
-    head = model.bbox_head
-    built = {
-        f"{branch}.{position}"
-        for branch, tower in (("cls", head.cls_convs), ("reg", head.reg_convs))
-        for position in range(len(tower))
-        if isinstance(tower[position].conv, tuple(TYPES.values()))
+    layers = {
+        f"{branch}.{next((part for part in path.split('.') if part.isdigit()), 0)}": module
+        for branch, tower in TOWERS.items()
+        for path, module in getattr(dense_head(model), tower, nn.Identity()).named_modules()
+        if isinstance(module, tuple(TYPES.values()))
     }
-    if built != wanted:
-        return f"deformable at {sorted(built)} instead of {sorted(wanted)}"
-    wrong = [
-        name
-        for name, module in head.named_modules()
-        if isinstance(module, tuple(TYPES.values())) and type(module) is not kind
-    ]
+    if set(layers) != wanted:
+        return f"deformable at {sorted(layers)} instead of {sorted(wanted)}"
+    wrong = sorted(element for element, module in layers.items() if type(module) is not kind)
     return f"not of version {values['version']}: {wrong}" if wrong else None

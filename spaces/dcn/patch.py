@@ -10,13 +10,7 @@ from spaces.patching import add_mixin
 
 def patch(values: Mapping[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     """Puts the ``DeformableTower`` mixin onto the dense head; everything but the named convolutions stays."""
-    placement = values["placement"]
     return add_mixin(
         model,
-        {
-            "type": "DeformableTower",
-            "cls": [int(element[4:]) for element in placement if element.startswith("cls.")],
-            "reg": [int(element[4:]) for element in placement if element.startswith("reg.")],
-            "version": values["version"],
-        },
+        {"type": "DeformableTower", "placement": list(values["placement"]), "version": values["version"]},
     )

@@ -13,15 +13,16 @@ import pytest
 import torch
 from mmdet.models import data_preprocessors  # noqa: F401  registers all of mmdet's models
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from spaces import patching
-from spaces.base import facts
+from spaces.base import dense_part, facts
 from spaces.errors import HeadwayError, UserError
 from spaces.space import full_space
-from trainers.cost import Cost, _Tally, count
+from trainers.cost import Cost, _Tally, count, count_predict
 
 SIZE = (800, 1344)
 SITES = {"P3": 16_800, "P4": 4_200, "P5": 1_050, "P6": 273, "P7": 77}
@@ -30,12 +31,15 @@ P3_HALF = {"slimhead.levels": [0], "slimhead.ratio": 0.5}
 TWO_DCN = {"dcn.placement": [0, 1]}
 
 
-def build(path: str, design: dict[str, Any] | None = None, **head: Any) -> nn.Module:
+def build(path: str, design: dict[str, Any] | None = None, small: bool = False, **head: Any) -> nn.Module:
+    """Builds a detector of mmdet; ``small`` gives it a ResNet-18, for checks of the head alone."""
     model = Config.fromfile(str(Path(mmdet.__file__).parent / ".mim" / "configs" / path)).model
     model.pop("data_preprocessor", None)
+    if small:
+        model.backbone.depth, model.neck.in_channels = 18, [64, 128, 256, 512]
     if design or head:
-        model.bbox_head.update(head)
         plain = model.to_dict()
+        plain[dense_part(plain)].update(head)
         canonical = full_space(facts(plain)).canonicalise(design or {})
         for module in patching.imports(canonical):
             importlib.import_module(module)
@@ -167,6 +171,94 @@ def test_c4() -> None:
     assert cost.params_parts["roi_head"] == 15_786_385
 
 
+# One RoI of 14x14 in a mask head: four 3x3, the deconvolution to 28x28, the prediction of 80 classes.
+MASK = 4 * 196 * 589_824 + 196 * 4 * 256 * 256 + 784 * 256 * 80
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "macs"),
+    [
+        # The mask head: four 3x3 of 590,080 parameters, a deconvolution, the prediction.
+        (
+            "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+            14_306_705 + 4 * 590_080 + (256 * 4 + 1) * 256 + 257 * 80,
+            1000 * (12_544 * 1024 + 1024 * 1024 + 1024 * 401) + 100 * MASK,
+        ),
+        (
+            "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+            41_948_415 + 3 * (4 * 590_080 + (256 * 4 + 1) * 256 + 257 * 80),
+            3000 * (12_544 * 1024 + 1024 * 1024 + 1024 * 85) + 300 * MASK,
+        ),
+    ],
+)
+def test_masks_of_regions(path: str, params: int, macs: int) -> None:
+    cost = costs(path)
+    assert cost.params_parts["roi_head"] == params
+    assert cost.macs_parts["roi_head"] == macs
+
+
+@pytest.mark.parametrize(
+    ("path", "channels", "controller", "dynamic"),
+    [
+        # Dynamic convolutions: 8 (16) channels and two coordinates to 8 (16), again, then to one map.
+        ("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", 8, 169, 10 * 8 + 8 * 8 + 8),
+        ("boxinst/boxinst_r50_fpn_ms-90k_coco.py", 16, 593, 18 * 16 + 16 * 16 + 16),
+    ],
+)
+def test_dynamic_masks(path: str, channels: int, controller: int, dynamic: int) -> None:
+    cost = costs(path)
+    feature = 256 * 9 * 128 * (SITES["P3"] + SITES["P4"] + SITES["P5"])
+    feature += (4 * 128 * 9 * 128 + 128 * channels) * SITES["P3"]
+    assert cost.macs_parts["mask_head"] == feature + 100 * dynamic * SITES["P3"]
+    # The towers and predictions of FCOS, and the 3x3 convolution that predicts the dynamic weights.
+    head = (8 * 256 + 80 + 4 + 1 + controller) * 9 * 256
+    assert cost.macs_levels == {level: head * sites for level, sites in SITES.items()}
+    assert cost.to_metrics()["head_gmacs"] == pytest.approx(
+        (head * sum(SITES.values()) + cost.macs_parts["mask_head"]) / 1e9
+    )
+    assert list(cost.macs_parts) == ["backbone", "neck", "head", "mask_head"]
+
+
+def test_tood() -> None:
+    """PAPERS.md, SlimHead: the tower has 3,538,944 of 4,720,704 multiply-adds a site."""
+    head = build("tood/tood_r50_fpn_1x_coco.py").bbox_head
+    tally = _Tally()
+    with torch.no_grad(), tally:
+        x = torch.zeros(1, 256, 5, 7)
+        for layer in head.inter_convs:
+            x = layer(x)
+    assert sum(tally.parts.values()) == 3_538_944 * 35
+
+
+@pytest.mark.parametrize(
+    ("path", "head", "element"),
+    [
+        (GFL, {}, "reg.2"),
+        ("retinanet/retinanet_r50_fpn_1x_coco.py", {}, "cls.0"),
+        ("tood/tood_r50_fpn_1x_coco.py", {}, "inter.3"),
+        ("tood/tood_r50_fpn_1x_coco.py", {"num_dcn": 2}, "inter.2"),
+        ("vfnet/vfnet_r50_fpn_1x_coco.py", {}, "cls.2"),
+        ("paa/paa_r50_fpn_1x_coco.py", {}, "cls.1"),
+        ("autoassign/autoassign_r50-caffe_fpn_1x_coco.py", {}, "reg.0"),
+        ("ddod/ddod_r50_fpn_1x_coco.py", {}, "reg.1"),
+        ("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", {}, "cls.3"),
+        ("boxinst/boxinst_r50_fpn_ms-90k_coco.py", {}, "reg.3"),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", {}, "rpn.0"),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", {"num_convs": 2}, "rpn.1"),
+    ],
+)
+def test_each_deformable_layer_of_version_2(path: str, head: dict[str, Any], element: str) -> None:
+    """SlimHead's check 4, on every head: 62,235 parameters and 62,208 multiply-adds a site."""
+    size = (256, 320)
+    plain = count(build(path, small=True, **head), size)
+    deformable = count(build(path, {"dcn.placement": [element]}, small=True, **head), size)
+    assert deformable.params - plain.params == 62_235
+    finest = 64 * 80 if "rpn" in element else 32 * 40
+    added = [deformable.macs_levels[level] - macs for level, macs in plain.macs_levels.items()]
+    assert added[:3] == [62_208 * finest // 4**level for level in range(3)]
+    assert deformable.macs - plain.macs == sum(added)
+
+
 def test_operators_that_need_data() -> None:
     """TOOD samples by offsets inside its head, which the meta device cannot do (PAPERS.md: 4,720,704 MAC/site)."""
     cost = count(build("tood/tood_r50_fpn_1x_coco.py"), (128, 160))
@@ -179,8 +271,9 @@ def test_operators_that_need_data() -> None:
     ("path", "why"),
     [
         ("detr/detr_r50_8xb2-150e_coco.py", "must be a detector with a dense head"),
-        ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", "mask head"),
-        ("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", "mask head"),
+        ("htc/htc-without-semantic_r50_fpn_1x_coco.py", "mask head in its HybridTaskCascadeRoIHead"),
+        ("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", "mask head in its PointRendRoIHead"),
+        ("yolact/yolact_r50_1xb8-55e_coco.py", "YOLACTProtonet"),
     ],
 )
 def test_refused(path: str, why: str) -> None:
@@ -266,3 +359,83 @@ def test_metrics(gfl: Cost) -> None:
     assert metrics["gmacs"] == gfl.macs / 1e9
     assert metrics["head_gmacs"] == gfl.macs_parts["head"] / 1e9
     assert metrics["params_m"] == 32.440537
+
+
+# On real images
+
+
+def loader(*sizes: tuple[int, int], batch: int = 1) -> list[dict[str, Any]]:
+    """Batches of ``batch`` equal images each."""
+    torch.manual_seed(0)
+    batches = []
+    for size in sizes:
+        samples = []
+        for _ in range(batch):
+            shapes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size)
+            samples.append(DetDataSample(metainfo={**shapes, "scale_factor": (1.0, 1.0), "img_id": 0}))
+        batches.append({"inputs": torch.randn(batch, 3, *size), "data_samples": samples})
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("path", "design"),
+    [
+        ("retinanet/retinanet_r50_fpn_1x_coco.py", {}),
+        ("retinanet/retinanet_r50_fpn_1x_coco.py", {"dcn.placement": ["cls.0", "reg.3"], "slimhead.levels": [0]}),
+        ("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", {"dcn.placement": ["reg.1"], "dcn.version": 1}),
+        ("vfnet/vfnet_r50_fpn_1x_coco.py", {"dcn.placement": ["cls.1"]}),
+    ],
+)
+def test_predict_is_count(path: str, design: dict[str, Any]) -> None:
+    """Nothing in these depends on the image; deformable layers run for real, and are counted as well."""
+    model = build(path, design, small=True)
+    wanted = count(model, (128, 160)).to_metrics()
+    found = count_predict(model, loader((128, 160)))
+    assert found == pytest.approx({name: wanted[name] for name in ("gmacs", "head_gmacs")}, rel=1e-12)
+
+
+def test_predict_counts_what_runs() -> None:
+    """No box comes out of an untrained Mask R-CNN, so no mask is computed; its proposals are fewer than 1,000."""
+    model = build("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", small=True)
+    seen: list[int] = []
+    forward = model.roi_head.bbox_head.forward
+    model.roi_head.bbox_head.forward = lambda x: seen.append(len(x)) or forward(x)
+    wanted = count(model, (64, 96))
+    seen.clear()
+    found = count_predict(model, loader((64, 96)))
+    boxes = seen[0] * (12_544 * 1024 + 1024 * 1024 + 1024 * 401)
+    assert 0 < seen[0] < 1000
+    assert found["head_gmacs"] == pytest.approx((wanted.macs_parts["rpn"] + boxes) / 1e9)
+
+
+def test_predict_is_a_mean_over_images() -> None:
+    model = build("retinanet/retinanet_r50_fpn_1x_coco.py", small=True)
+    small, large = (count_predict(model, loader(size))["gmacs"] for size in ((64, 64), (128, 96)))
+    assert count_predict(model, loader((64, 64), (128, 96)))["gmacs"] == pytest.approx((small + large) / 2)
+    pairs = [*loader((64, 64), batch=3), *loader((128, 96), batch=1)]
+    assert count_predict(model, pairs)["gmacs"] == pytest.approx((3 * small + large) / 4)
+
+
+def test_predict_takes_what_the_preprocessor_gives() -> None:
+    model = build("retinanet/retinanet_r50_fpn_1x_coco.py", small=True)
+    batches = [*loader((64, 64), batch=3), *loader((128, 96))]
+    pairs = [(batch["inputs"], batch["data_samples"]) for batch in batches]
+    assert count_predict(model, pairs) == count_predict(model, batches)
+
+
+def test_predict_needs_an_image() -> None:
+    with pytest.raises(UserError, match=r"^cost: must be counted on at least one image, but got none\.$"):
+        count_predict(build("retinanet/retinanet_r50_fpn_1x_coco.py", small=True), [])
+
+
+def test_predict_leaves_the_model_alone() -> None:
+    model = build("retinanet/retinanet_r50_fpn_1x_coco.py", TWO_DCN, small=True).train()
+    fields = {name: sorted(vars(module)) for name, module in model.named_modules()}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    [batch] = loader((64, 96))
+    keys = list(batch)
+    count_predict(model, [batch])
+    assert list(batch) == keys
+    assert all(module.training for module in model.bbox_head.modules())
+    assert {name: sorted(vars(module)) for name, module in model.named_modules()} == fields
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

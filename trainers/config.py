@@ -17,6 +17,7 @@ from typing import Any
 from mmengine.config import Config
 
 from spaces.errors import UserError
+from trainers import rotated
 from trainers.contract import DataRequest, TrialRequest
 from trainers.pretrained import resolve_backbone
 from trainers.schedule import rescale, scaled_lr
@@ -65,25 +66,34 @@ def read_facts(data: DataRequest) -> DataFacts:
     return DataFacts(train_images=trained, val_images=len(val["images"]), val_one_size=len(sizes) == 1)
 
 
-def load_base(base: str) -> Config:
+def load_base(base: str, *, trained: bool = False) -> Config:
     """Loads a base config.
 
     Args:
         base: ``mmdet::gfl/gfl_r50_fpn_1x_coco.py`` (shipped in mmdet), ``headway::gfl_tiny`` (shipped in
-            ``trainers/bases``) or the path of a file.
+            ``trainers/bases``), ``mmrotate::rotated_fcos/rotated-fcos-le90_r50_fpn_1x_dota.py`` (where mmrotate is
+            installed) or the path of a file.
+        trained: Whether trials are to train it.
 
     Raises:
-        UserError: There is no such config, or it cannot be read, or it has no detector in it.
+        UserError: There is no such config, or it cannot be read, or it has no detector in it; it needs mmrotate, which
+            cannot be imported; or trials cannot train it.
     """
     path = _find_base(base)
     try:
         config = Config.fromfile(str(path), import_custom_modules=False)
     except Exception as error:  # a config is a Python program: anything may come out of it
+        if rotated.SCOPE in str(error):
+            rotated.require(base)  # a file that builds on one of mmrotate's
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"base: must be a readable mmdet config, but {base} ({path}) gives {reason}") from error
     model = config.get("model")
     if not isinstance(model, Mapping) or "type" not in model or "backbone" not in model:
         raise UserError(f"base: must hold a detector (model with type and backbone), but {base} ({path}) has none.")
+    if rotated.is_rotated(config):
+        rotated.prepare(config, base)
+        if trained:
+            rotated.refuse_training(config, base)
     return config
 
 
@@ -103,7 +113,7 @@ def trial_config(request: TrialRequest, facts: DataFacts | None = None) -> Confi
     from spaces import patching
 
     facts = facts or read_facts(request.data)
-    base = load_base(request.base)
+    base = load_base(request.base, trained=True)
     model = plain(base["model"])
     set_classes(model, len(request.data.classes))
     backbone = resolve_backbone(model, request.backbone)
@@ -159,14 +169,19 @@ def plain(value: Any) -> Any:
 
 
 def base_names() -> list[str]:
-    """All bases that ship with mmdet and Headway, as ``load_base`` takes them."""
+    """All bases that ship with mmdet, Headway and an installed mmrotate, as ``load_base`` takes them."""
     ours = [f"headway::{path.stem}" for path in BASES.glob("*.py") if path.stem != "__init__"]
     shipped = [
         f"mmdet::{path.relative_to(_mmdet_configs()).as_posix()}"
         for path in _mmdet_configs().rglob("*.py")
         if "_base_" not in path.parts
     ]
-    return sorted(ours) + sorted(shipped)
+    folder = rotated.configs()
+    files = folder.rglob("*.py") if folder else ()
+    turned = [
+        f"{rotated.SCOPE}::{path.relative_to(folder or '').as_posix()}" for path in files if "_base_" not in path.parts
+    ]
+    return sorted(ours) + sorted(shipped) + sorted(turned)
 
 
 def _find_base(base: str) -> Path:
@@ -175,10 +190,18 @@ def _find_base(base: str) -> Path:
         path = _mmdet_configs() / name
     elif package == "headway":
         path = BASES / (name if name.endswith(".py") else f"{name}.py")
+    elif package == rotated.SCOPE:
+        folder = rotated.configs()
+        if folder is None:
+            rotated.require(base)
+        path = (folder or Path()) / name
     elif not package:
         path = Path(base).expanduser()
     else:
-        raise UserError(f"base: must start with mmdet:: or headway:: or be the path of a file, but got {base}.")
+        raise UserError(
+            "base: must start with mmdet:: or headway:: (or mmrotate::, with the extra 'rotated') or be the path of a "
+            f"file, but got {base}."
+        )
     if path.is_file():
         return path
     if package:

@@ -11,10 +11,13 @@ from mmengine.config import Config
 from spaces import patching
 from spaces.errors import HeadwayError, UserError
 from trainers import cost, speed
-from trainers.config import load_base, plain
+from trainers.config import load_base, plain, set_classes
 from trainers.detector import build_model
 from trainers.means import settle
 from trainers.pretrained import resolve_backbone
+
+
+_BUILT_FROM = ("default_scope", "model", "custom_imports")
 
 
 def patched_base(base: str, knobs: dict[str, Any]) -> Config:
@@ -35,6 +38,25 @@ def patched_base(base: str, knobs: dict[str, Any]) -> Config:
         known = (content.get("custom_imports") or {}).get("imports", [])
         content["custom_imports"] = {"imports": [*known, *imports], "allow_failed_imports": False}
     return Config(content)
+
+
+def count_patched(base: str, knobs: dict[str, Any], size: tuple[int, int], classes: int | None = None) -> cost.Cost:
+    """Counts a base config with a design in it.
+
+    Args:
+        base: As ``load_base`` takes it.
+        knobs: A canonical design; empty for the base itself.
+        size: Height and width of the input in px.
+        classes: Number of classes; the base's own when not given.
+
+    Raises:
+        UserError: The base cannot be read, built or counted.
+    """
+    config = patched_base(base, knobs)
+    content = {key: plain(value) for key, value in config.items() if key in _BUILT_FROM}
+    if classes is not None:
+        set_classes(content["model"], classes)
+    return cost.count(_built(content, base), size)
 
 
 def profile_config(
@@ -88,7 +110,10 @@ def profile_config(
 
 def _build(name: str) -> Any:
     config = load_base(name)
-    content = {key: plain(value) for key, value in config.items() if key in ("model", "custom_imports")}
+    return _built({key: plain(value) for key, value in config.items() if key in _BUILT_FROM}, name)
+
+
+def _built(content: dict[str, Any], name: str) -> Any:
     # Weights do not change a cost, and a download must not stop a count.
     resolve_backbone(content["model"], "none")
     try:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from spaces.base import dense_part
+from spaces.base import dense_part, plain_type
 from spaces.errors import HeadwayError, unknown
 from spaces.registry import families, patch_of
 
@@ -51,8 +51,10 @@ def add_mixin(model: dict[str, Any], mixin: Mapping[str, Any]) -> dict[str, Any]
         mixin: ``{"type": NAME, ...}``, NAME as registered in mmdet's ``MODELS``.
     """
     head = model[dense_part(model)]
-    if head["type"] != "ComposedHead":
-        head["base_type"], head["type"], head["mixins"] = head["type"], "ComposedHead", []
+    if plain_type(head) != "ComposedHead":
+        # Types with a scope may stand in a config of another default scope than mmdet's.
+        composed = "mmdet.ComposedHead" if "." in head["type"] else "ComposedHead"
+        head["base_type"], head["type"], head["mixins"] = head["type"], composed, []
     head["mixins"] = [*head["mixins"], dict(mixin)]
     return model
 

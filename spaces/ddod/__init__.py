@@ -1,0 +1,1 @@
+"""DDOD: separate assignments for classification and regression, losses reweighted by pyramid level."""

@@ -17,5 +17,6 @@ def patch(values: Mapping[str, Any], model: dict[str, Any]) -> dict[str, Any]:
             "levels": list(values["levels"]),  # equation 2's selector, as a set of indices
             "ratio": values["ratio"],  # r
             "mode": values["mode"],  # table 1
+            "fat": values.get("fat", True),  # figure 5: the middle group is without
         },
     )

@@ -12,8 +12,11 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from spaces import patching
+from spaces.base import ROTATED, facts
+from spaces.modules import dense_head
+from spaces.slimhead.knobs import FAMILY
 
-HEADS = ("GFLHead", "ATSSHead", "RetinaHead", "FCOSHead")
+HEADS = tuple(head for head in FAMILY.heads if head not in ROTATED)
 MODES = ("nearest", "bilinear", "maxpool")
 
 
@@ -42,9 +45,10 @@ def same_pass(one: nn.Module, other: nn.Module, tiny: Any) -> bool:
     for model in (one, other):
         model.eval()
         with torch.no_grad():
-            tensors = flat(model(images, mode="tensor"))
+            tensors = flat(dense_head(model)(model.extract_feat(images)))
         model.train()
         model.zero_grad()
+        torch.manual_seed(3)  # RPNs draw samples
         loss = tiny.total_loss(model)
         loss.backward()
         outputs.append([*tensors, loss, *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -80,7 +84,7 @@ def test_slimming_keeps_weights_and_other_levels(head: str, tiny: Any) -> None:
         features = plain.extract_feat(tiny.batch()[0])
         pairs = [
             list(zip(*maps, strict=True))
-            for maps in zip(plain.bbox_head(features), slim.bbox_head(features), strict=True)
+            for maps in zip(dense_head(plain)(features), dense_head(slim)(features), strict=True)
         ]
     for maps in pairs:
         for level, (one, other) in enumerate(maps):
@@ -88,34 +92,42 @@ def test_slimming_keeps_weights_and_other_levels(head: str, tiny: Any) -> None:
             assert torch.equal(one, other) == (level not in (0, 2)), f"level {level}"
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ratio", [0.1, 0.35, 0.5, 0.7, 0.95])
-def test_shapes_do_not_depend_on_the_ratio(ratio: float, mode: str, tiny: Any) -> None:
-    base = tiny.base_config("GFLHead")
-    plain, slim = tiny.build(base).eval(), forced(base, [0, 1, 2, 3, 4], ratio, mode).eval()
-    for size in ((72, 104), (75, 101), (33, 200)):
-        images = torch.zeros(1, 3, *size)
-        with torch.no_grad():
-            shapes = [[tensor.shape for tensor in flat(model(images, mode="tensor"))] for model in (plain, slim)]
-        assert shapes[0] == shapes[1]
+@pytest.mark.parametrize("head", HEADS)
+def test_shapes_do_not_depend_on_the_ratio(head: str, tiny: Any) -> None:
+    """PAPERS.md, SlimHead's check 6."""
+    base = tiny.base_config(head)
+    plain, slim = tiny.build(base).eval(), forced(base, [0, 1, 2, 3, 4], 0.5, "nearest").eval()
+    slimmer = dense_head(slim).slimmer
+    with torch.no_grad():
+        for size in ((72, 104), (75, 101), (33, 200)) if head == "GFLHead" else ((75, 101),):
+            features = plain.extract_feat(torch.zeros(1, 3, *size))
+            expected = [tensor.shape for tensor in flat(dense_head(plain)(features))]
+            for slimmer.ratio in (0.1, 0.35, 0.5, 0.7, 0.95):
+                for slimmer.mode in MODES:
+                    assert [tensor.shape for tensor in flat(dense_head(slim)(features))] == expected
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_everything_on_trains_a_step(head: str, tiny: Any) -> None:
+    base = tiny.base_config(head)
+    known = facts(base)
     design = {
-        "dcn.placement": ["cls.0", "cls.1", "reg.0", "reg.1"],
+        "dcn.placement": [f"{branch}.{layer}" for branch in known.branches for layer in range(known.tower_convs)],
         "dcn.version": 2,
         "slimhead.levels": [0, 1, 2, 3, 4],
         "slimhead.ratio": 0.4,
         "slimhead.mode": "bilinear",
     }
-    model = tiny.build(tiny.base_config(head), design)
+    model = tiny.build(base, design)
     patching.check_built(model, design)
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
-    before = {name: parameter.clone() for name, parameter in model.bbox_head.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in dense_head(model).named_parameters()}
+    torch.manual_seed(3)  # RPNs draw samples
     loss = tiny.total_loss(model)
     loss.backward()
     optimiser.step()
-    moved = {name for name, parameter in model.bbox_head.named_parameters() if not torch.equal(parameter, before[name])}
+    after = dict(dense_head(model).named_parameters())
+    moved = {name for name in before if not torch.equal(after[name], before[name])}
     assert {name for name in before if "scales" not in name} <= moved
+    torch.manual_seed(3)
     assert tiny.total_loss(model) < loss

@@ -315,7 +315,7 @@ def test_families(made, monkeypatch, capsys):
     found = {family["name"]: family for family in document(made, monkeypatch, capsys, "families")}
     assert {"slimhead", "dcn"} <= set(found)
     assert {"title", "paper", "heads", "conflicts", "knobs"} <= set(found["slimhead"])
-    assert [knob["name"] for knob in found["slimhead"]["knobs"]] == ["levels", "ratio", "mode"]
+    assert [knob["name"] for knob in found["slimhead"]["knobs"]] == ["levels", "ratio", "mode", "fat"]
 
 
 @pytest.mark.parametrize("word", ["done", "done.yaml", "studies/done", "studies/done/study.yaml"])
@@ -350,7 +350,12 @@ def test_patch(made, monkeypatch, capsys, tmp_path):
     out = tmp_path / "patched.py"
     sets = ["--set", "slimhead.levels=[0]", "--set", "slimhead.ratio=0.5"]
     found = document(made, monkeypatch, capsys, "patch", "--base", "headway::gfl_tiny", *sets, "--out", str(out))
-    assert found["knobs"] == {"slimhead.levels": [0], "slimhead.ratio": 0.5, "slimhead.mode": "nearest"}
+    assert found["knobs"] == {
+        "slimhead.levels": [0],
+        "slimhead.ratio": 0.5,
+        "slimhead.mode": "nearest",
+        "slimhead.fat": True,
+    }
     assert found["config"] == str(out)
     assert "ComposedHead" in out.read_text()
 

@@ -542,3 +542,18 @@ def test_settings_that_break_a_constraint_are_no_points(tmp_path):
 def test_a_design_without_inference_knobs_is_not_swept(play):
     play.baseline()
     assert play.next().sweep is None
+
+
+def test_training_knobs_share_one_measurement_with_the_baseline(tmp_path):
+    play = Play(tmp_path, build_space({"ddod": {"always": True}}, FACTS), budget={"trials": 6, "epochs": 4})
+    play.next(), play.counted(0), play.timed(0, 1.0, reference=20.0)
+    play.train(0, known=True)
+    designs = []
+    for number in range(1, 6):
+        request = play.next()
+        designs.append(request.knobs)
+        assert request.speed is None
+        metrics = play.store.record(number).metrics
+        assert (metrics["latency_ratio"], metrics["latency_ms"]) == (1.0, 20.0)
+        play.train(number, known=True)
+    assert len({json.dumps(design, sort_keys=True) for design in designs}) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from search.designs import listed
 from search.engine import fill_in, prepare, prepare_space
 from search.resources import divide
 from search.study import Constraint, Study
-from spaces.space import Design
+from spaces.patching import split
+from spaces.space import Design, Space, design_hash
 from trainers.contract import TrialRequest
 from trainers.data import DataReport
 
-_CORNERS = 12
+_CORNERS, _MANY_CORNERS = 12, 512
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Plan:
         hours_at_most: Estimated wall time of the study if no trial were stopped at a rung.
         concurrent: Trials side by side that the estimate assumes.
         data: Report of the data check.
+        excluded: Pairs of families that are never proposed together, each with the reason.
+        settings: Settings of inference knobs that one training is measured at, at most.
         not_exportable: By family, the formats that it forbids, with the reason.
         notes: What a user should know before running.
     """
@@ -50,6 +54,8 @@ class Plan:
     hours_at_most: float | None
     concurrent: int
     data: DataReport | None
+    excluded: list[tuple[str, str, str]]
+    settings: int
     not_exportable: dict[str, dict[str, str]]
     notes: list[str]
 
@@ -62,6 +68,8 @@ class Plan:
             "hours_at_most": self.hours_at_most,
             "concurrent": self.concurrent,
             "data": self.data.to_json() if self.data else None,
+            "excluded": [{"families": [one, other], "reason": reason} for one, other, reason in self.excluded],
+            "settings": self.settings,
             "not_exportable": self.not_exportable,
             "notes": self.notes,
         }
@@ -84,6 +92,9 @@ class Plan:
                 f"Time: about {self.seconds_per_trial / 60:.1f} min a trial, at most {self.hours_at_most:.2f} h in all "
                 f"with {self.concurrent} side by side (fewer epochs where rungs stop trials)."
             )
+        lines += [f"Never together: {one} and {other}: {why}." for one, other, why in self.excluded]
+        if self.settings > 1:
+            lines.append(f"Sweep: one training is measured at up to {self.settings} settings of inference knobs.")
         for family, formats in self.not_exportable.items():
             lines += [f"Export: with {family} there is no {name}: {why}." for name, why in formats.items()]
         return lines + self.notes
@@ -109,7 +120,7 @@ def make_plan(study: Study) -> Plan:
     if study.designs:
         designs += [(named.name, named.knobs) for named in listed(study, space)]
     else:
-        designs += [(None, design) for design in space.corners(_CORNERS)]
+        designs += [(None, design) for design in _corners(space)]
     seconds = None
     if data is None:
         classes = len(study.data.classes) if study.data.classes else None
@@ -137,7 +148,9 @@ def make_plan(study: Study) -> Plan:
     constraints = [Constraint.parse(text) for text in study.constraints]
     corners = []
     for (name, design), metrics in zip(designs, counted, strict=True):
-        broken = [str(item) for item in constraints if (item.excess(metrics) or 0) > 0]
+        # Counted for every position; what queries leave of it is known after training.
+        known = [item for item in constraints if item.metric == "params_m" or not space.on_images(design)]
+        broken = [str(item) for item in known if (item.excess(metrics) or 0) > 0]
         corners.append(Corner(design, metrics, broken, name))
     size = float(len(designs)) if study.designs else space.size()
     notes = []
@@ -153,8 +166,21 @@ def make_plan(study: Study) -> Plan:
         hours_at_most=None if seconds is None else seconds * study.budget.trials / share.concurrent / 3600,
         concurrent=share.concurrent,
         data=report,
+        excluded=space.excluded(),
+        settings=max(len(space.sweep(design)) for _, design in designs),
         not_exportable={
             part.family.name: dict(part.family.export_limits) for part in space.families if part.family.export_limits
         },
         notes=notes,
     )
+
+
+def _corners(space: Space) -> list[Design]:
+    """Some of the space's corners that differ in what they cost, from each set of families in turn."""
+    groups: dict[tuple[str, ...], dict[str, Design]] = {}
+    for design in space.corners(_MANY_CORNERS):
+        network = space.architecture(design)
+        if network or not groups:
+            groups.setdefault(tuple(split(network)), {}).setdefault(design_hash(network), design)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*(group.values() for group in groups.values())))
+    return list(itertools.islice(filter(None, turns), _CORNERS))

@@ -174,7 +174,7 @@ class Space:
         return total
 
     def corners(self, limit: int = 64) -> list[Design]:
-        """Gives distinct designs at the ends of the knobs' ranges: the families together, then each alone.
+        """Gives distinct designs at the ends of the knobs' ranges: the families together, then each alone, in turns.
 
         Args:
             limit: Most designs to give.
@@ -190,7 +190,8 @@ class Space:
             {key: value for designs in alone for key, value in designs[index % len(designs)].items()}
             for index in range(longest)
         )
-        return self._distinct(itertools.chain(together, *alone))[:limit]
+        turns = (design for row in itertools.zip_longest(*alone) for design in row if design)
+        return self._distinct(itertools.chain(together, turns))[:limit]
 
     def _distinct(self, settings: Iterable[Mapping[str, Any]]) -> list[Design]:
         """Canonicalises; drops repetitions, illegal settings and the base."""

@@ -133,8 +133,8 @@ WRONG = {
     "no python": (run(overrides={"base": "broken.py"}), "base: must be a readable mmdet config"),
     "no model": (run(overrides={"base": "no_model.py"}), "base: must hold a detector"),
     "no dense head": (
-        run(overrides={"base": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"}),
-        "must be a one-stage detector with a dense head (model.bbox_head), but got FasterRCNN without one",
+        run(overrides={"base": "mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py"}),
+        "must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), but got FastRCNN without one",
     ),
     "transformer": (run(overrides={"base": "mmdet::detr/detr_r50_8xb2-150e_coco.py"}), "DETR"),
     "other head": (run(overrides={"base": "mmdet::yolox/yolox_s_8xb8-300e_coco.py"}), "works on GFLHead"),
@@ -206,9 +206,9 @@ WRONG = {
     "patch base": (["patch", "--base", "headway::gfl_tinny", "--out", "o.py"], "Near to it: headway::gfl_tiny"),
     "patch out": (["patch", "--base", "headway::gfl_tiny", "--out", "o.txt"], "--out: must name a .py file"),
     "patch nowhere": (["patch", "--base", "headway::gfl_tiny", "--out", "no/where/o.py"], "--out: must be writable"),
-    "patch two-stage": (
-        ["patch", "--base", "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", "--out", "o.py"],
-        "must be a one-stage detector with a dense head",
+    "patch without a dense head": (
+        ["patch", "--base", "mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py", "--out", "o.py"],
+        "must be a detector with a dense head",
     ),
     "profile size": (["profile", "headway::gfl_tiny", "--size", "big"], "--size: must read like 800x1344"),
     "profile small": (["profile", "headway::gfl_tiny", "--size", "8x8"], "--size: must read like 800x1344"),
@@ -261,7 +261,10 @@ def headway(folder, *arguments, **changes):
     [
         (run(overrides={"resources.cpus": 4000}), "resources.cpus: must be at most"),
         (run(overrides={"resources.gpus": 400}), "resources.gpus: must be at most"),
-        (run(overrides={"base": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"}), "must be a one-stage detector"),
+        (
+            run(overrides={"base": "mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py"}),
+            "must be a detector with a dense head",
+        ),
         (run(overrides={"tracking.uri": "http://127.0.0.1:9"}), "tracking.uri: cannot reach MLflow"),
     ],
 )

@@ -1,0 +1,602 @@
+"""QueryDet's query head, its targets and losses (section 3.3), and the cascade at inference (section 3.2)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.models.losses import FocalLoss
+from mmdet.registry import MODELS
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.model import bias_init_with_prob, normal_init
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+# Rows that are gathered and multiplied at once: 38 MB with 256 channels in single precision.
+TILE = 4096
+# Patches that are cropped and convolved at once.
+PATCHES = 128
+
+
+# Which sites
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Sites of one level in a batch of images.
+
+    Attributes:
+        cells: (n, 3) image, row and column of each, those of one image together.
+        shape: Number of images, height and width of the level's map.
+    """
+
+    cells: Tensor
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @property
+    def flat(self) -> Tensor:
+        """(n,) position of each in the flattened batch of maps."""
+        return flatten(self.cells, self.shape)
+
+    def of(self, image: int) -> Tensor:
+        """(m,) indices of the sites in one image."""
+        return (self.cells[:, 0] == image).nonzero()[:, 0]
+
+
+def flatten(cells: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """(..., 3) image, row and column to (...) positions in the flattened batch; its size for cells outside of a map."""
+    images, height, width = shape
+    image, row, column = cells.unbind(-1)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return torch.where(inside, (image * height + row) * width + column, images * height * width)
+
+
+def offsets(rows: range, columns: range, device: torch.device) -> Tensor:
+    """(len(rows) * len(columns), 3) steps to the cells of a window, row by row; the image stays."""
+    steps = [(0, row, column) for row in rows for column in columns]
+    return torch.tensor(steps, dtype=torch.long, device=device)
+
+
+def key_cells(queries: Tensor) -> Tensor:
+    """(m, 3) queries to their (m, 4, 3) cells on the next finer map (equation 1), which may lie outside of it."""
+    scale = queries.new_tensor([1, 2, 2])
+    return (queries * scale)[:, None] + offsets(range(2), range(2), queries.device)
+
+
+def inside_map(cells: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """(..., 3) cells to (...) whether the map has them: maps of odd size lack the last row or column of keys."""
+    return (cells[..., 1] < shape[1]) & (cells[..., 2] < shape[2])
+
+
+def context_sites(keys: Sites, context: int) -> Sites:
+    """The keys and all sites of the map within ``context`` rows and columns of one."""
+    images, height, width = keys.shape
+    around = range(-context, context + 1)
+    near = keys.cells[:, None] + offsets(around, around, keys.cells.device)
+    active = torch.zeros(images * height * width + 1, dtype=torch.bool, device=near.device)
+    active[flatten(near, keys.shape)] = True
+    flat = active[:-1].nonzero()[:, 0]
+    row = flat // width
+    return Sites(torch.stack((row // height, row % height, flat % width), 1), keys.shape)
+
+
+# How they are computed: heads run as they are, on maps that hold nothing but the sites
+
+
+class Submanifold(TorchFunctionMode):
+    """Makes convolutions see the sites of a map, and zeros elsewhere (Graham and van der Maaten 2017).
+
+    Within it, a map is (1, C, n, 1) with one row for each site. Convolutions gather the neighbourhood of each site and
+    multiply it with their own dense weights; whatever else a head does to single sites works as it stands.
+
+    Args:
+        sites: The sites.
+        wanted: (k,) indices of the sites whose predictions are asked for.
+        predictors: Ids of the weights of the last convolutions, which are computed there only: their maps are
+            (1, C', k, 1).
+    """
+
+    def __init__(self, sites: Sites, wanted: Tensor, predictors: frozenset[int]) -> None:
+        super().__init__()
+        self.sites = sites
+        self.wanted = wanted
+        self.predictors = predictors
+        self._tables: dict[tuple[int, ...], Tensor] = {}
+        images, height, width = sites.shape
+        # Where a site's row is; outside of the sites, the row of zeros behind the last.
+        self._position = torch.full((images * height * width + 1,), len(sites), device=sites.cells.device)
+        self._position[sites.flat] = torch.arange(len(sites), device=sites.cells.device)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Takes over the convolutions."""
+        if func is F.conv2d:
+            return self._convolve(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+        kernel = tuple(weight.shape[2:])
+        dilation = _pair(dilation)
+        same = tuple(step * (side // 2) for step, side in zip(dilation, kernel))
+        if groups != 1 or _pair(stride) != (1, 1) or _pair(padding) != same:
+            raise NotImplementedError("sparse queries need convolutions with groups 1 and stride 1 that keep the size")
+        rows = x[0, :, :, 0].t()
+        only = self.wanted if id(weight) in self.predictors else None
+        if kernel == (1, 1):
+            out = F.linear(rows if only is None else rows[only], weight[:, :, 0, 0], bias)
+        else:
+            table = self._table(kernel, dilation)
+            table = table if only is None else table[only]
+            # (C', kh * kw * C), without a copy where the weight is channels-last.
+            matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+            padded = F.pad(rows, (0, 0, 0, 1))
+            tiles = [
+                F.linear(padded.index_select(0, tile.reshape(-1)).view(len(tile), -1), matrix, bias)
+                for tile in table.split(TILE)
+            ]
+            out = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+        return as_map(out)
+
+    def _table(self, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+        """(n, kh * kw) row of each neighbour of each site."""
+        key = (*kernel, *dilation)
+        if key not in self._tables:
+            rows, columns = (
+                range(-step * (side // 2), step * (side // 2) + 1, step) for side, step in zip(kernel, dilation)
+            )
+            near = self.sites.cells[:, None] + offsets(rows, columns, self.sites.cells.device)
+            self._tables[key] = self._position[flatten(near, self.sites.shape)]
+        return self._tables[key]
+
+
+class Patchwise(TorchFunctionMode):
+    """Makes convolutions shrink the patches they run on, and keep zeros outside of the map as dense ones do.
+
+    Args:
+        inside: (b, 1, S, S) whether a site of a patch lies in the map.
+    """
+
+    def __init__(self, inside: Tensor) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Takes over the convolutions."""
+        if func is F.conv2d:
+            return self._convolve(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+        top, left = ((whole - side) // 2 for whole, side in zip(self.inside.shape[2:], x.shape[2:]))
+        inside = self.inside[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+        return F.conv2d(x * inside, weight, bias, stride, 0, dilation, groups)
+
+
+def as_map(rows: Tensor) -> Tensor:
+    """(n, C) to a view (1, C, n, 1)."""
+    return rows.t()[None, :, :, None]
+
+
+def take(feature: Tensor, sites: Sites) -> Tensor:
+    """(N, C, H, W) to the (n, C) values at the sites, in any memory format."""
+    image, row, column = sites.cells.unbind(1)
+    return feature.permute(0, 2, 3, 1)[image, row, column]
+
+
+def reach(layers: nn.Module | list[nn.Module]) -> int:
+    """How far a chain of convolutions sees, in sites."""
+    modules = layers if isinstance(layers, list) else [layers]
+    convs = [conv for module in modules for conv in module.modules() if isinstance(conv, nn.Conv2d)]
+    return sum(max(step * (side // 2) for step, side in zip(conv.dilation, conv.kernel_size)) for conv in convs)
+
+
+def _pair(value) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+# What the query head learns
+
+
+def query_target(size: tuple[int, int], stride: int, boxes: Tensor, scale: float, radius: str) -> Tensor:
+    """The sites that should query (equations 2 and 3).
+
+    Args:
+        size: Height and width of the map.
+        stride: Of the map, in px.
+        boxes: (n, 4) objects of an image as left, top, right, bottom in px.
+        scale: Objects are small below it: square root of the area, in px.
+        radius: ``level``: sites nearer than ``scale`` to the centre of a small object are positive; ``object``: sites
+            nearer than the nearest small object's own scale.
+
+    Returns:
+        (height, width) of ones and zeros.
+    """
+    height, width = size
+    boxes = boxes.float()
+    sides = boxes[:, 2:] - boxes[:, :2]
+    scales = sides.prod(1).clamp(min=0).sqrt()
+    small = scales < scale
+    if not small.any():
+        return boxes.new_zeros(size)
+    centres = (boxes[:, :2] + sides / 2)[small]
+    y, x = ((torch.arange(side, device=boxes.device) + 0.5) * stride for side in (height, width))
+    sites = torch.stack((x.repeat(height), y.repeat_interleave(width)), 1)
+    distance, nearest = torch.cdist(sites, centres, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    within = scales[small][nearest] if radius == "object" else scale
+    return (distance < within).float().view(size)
+
+
+# The head
+
+
+class QueryHead:
+    """What the mixins for the three dense heads share.
+
+    ``forward`` is the base head's: all levels, densely. Losses get their level weights and the query loss; ``predict``
+    runs the cascade.
+    """
+
+    # The last convolutions, and how many maps they give for a level.
+    predictors: tuple[str, ...] = ()
+    outputs = 2
+    least_priors = 1
+
+    def setup_mixin(
+        self,
+        start: int,
+        finer: bool,
+        beta: list[float],
+        query_weights: list[float],
+        gamma: float,
+        alpha: float,
+        radius: str,
+        threshold: float,
+        method: str,
+        context: int,
+    ) -> None:
+        """Adds the query head; called once after the base head is built.
+
+        Args:
+            start: Index of the level that starts the cascade, 1 or more from the finest.
+            finer: Whether the pyramid got a finer level than the base's.
+            beta: Weight of each level's losses.
+            query_weights: Weight of the query loss of the levels that query, from index 1 to ``start``.
+            gamma: Exponent of the query head's focal loss.
+            alpha: Weight of its positive sites.
+            radius: ``level`` or ``object``, see ``query_target``.
+            threshold: Score above which a site queries, in [0, 1); 0 computes every level densely.
+            method: ``sparse``, ``crop`` or ``full``.
+            context: Sites around a key that the sparse convolutions see.
+        """
+        self.start = start
+        self.finer = finer
+        self.beta = beta
+        self.query_weights = query_weights
+        self.radius = radius
+        self.threshold = threshold
+        self.method = method
+        self.context = context
+        self.loss_query = FocalLoss(gamma=gamma, alpha=alpha)
+        self.collected: list[Tensor] | None = None
+        self._add_query_layers()
+
+    def _add_query_layers(self) -> None:
+        """Section 3.2: four convolutions beside the towers, without a norm, and a prediction."""
+        self.query_convs = nn.ModuleList(
+            ConvModule(self.feat_channels if index else self.in_channels, self.feat_channels, 3, padding=1)
+            for index in range(4)
+        )
+        self.query_pred = nn.Conv2d(self.feat_channels, 1, 3, padding=1)
+        self._init_query_layers()
+
+    def init_weights(self) -> None:
+        """As the base head, and the query head as RetinaNet's classification: few sites are positive at first."""
+        super().init_weights()
+        self._init_query_layers()
+
+    def _init_query_layers(self) -> None:
+        for layer in getattr(self, "query_convs", ()):
+            normal_init(layer.conv, std=0.01)
+        normal_init(self.query_pred, std=0.01, bias=bias_init_with_prob(0.01))
+
+    # Training
+
+    def loss(self, *args, **kwargs) -> dict:
+        """As the base head's, with the weights of the levels and ``loss_query``."""
+        with _Collecting(self):
+            return super().loss(*args, **kwargs)
+
+    def loss_and_predict(self, *args, **kwargs) -> tuple:
+        """As the base head's, with the weights of the levels and ``loss_query``; the predictions are dense."""
+        with _Collecting(self):
+            return super().loss_and_predict(*args, **kwargs)
+
+    def forward(self, x: tuple[Tensor, ...], *args, **kwargs) -> tuple[list[Tensor], ...]:
+        """As the base head's, over the pyramid ``x``."""
+        outs = super().forward(x, *args, **kwargs)
+        if self.collected is not None:
+            self._collect(x)
+            # A level's losses depend on its own outputs only, so that weighting their gradients weights the losses,
+            # also those that heads sum up over the levels.
+            for maps in outs:
+                for weight, output in zip(self.beta, maps):
+                    if weight != 1 and output.requires_grad:
+                        output.register_hook(lambda gradient, weight=weight: gradient * weight)
+        return outs
+
+    def _collect(self, x: tuple[Tensor, ...]) -> None:
+        self.collected = [self.query(feature) for feature in x[1 : self.start + 1]]
+
+    def query(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) of one level to its (N, 1, H, W) query logits."""
+        for layer in self.query_convs:
+            x = layer(x)
+        return self.query_pred(x)
+
+    def loss_by_feat(self, *args, **kwargs) -> dict:
+        """As the base head's; within ``loss`` with the weights of the levels and ``loss_query``."""
+        losses = super().loss_by_feat(*args, **kwargs)
+        if self.collected is None:
+            return losses
+        for name, value in losses.items():
+            if isinstance(value, list) and len(value) == len(self.beta):
+                # The gradient has its weight from the outputs.
+                losses[name] = [part + (weight - 1) * part.detach() for weight, part in zip(self.beta, value)]
+        instances = args[self.outputs] if len(args) > self.outputs else kwargs["batch_gt_instances"]
+        losses["loss_query"] = self._query_losses([get_box_tensor(objects.bboxes) for objects in instances])
+        return losses
+
+    def _query_losses(self, boxes: list[Tensor]) -> list[Tensor]:
+        """Focal losses of the querying levels, means over the sites, weighted."""
+        losses = []
+        for level, (logits, weight) in enumerate(zip(self.collected, self.query_weights), 1):
+            stride = self.prior_generator.strides[level][0]
+            size = tuple(logits.shape[2:])
+            scale = self.small_scale(level)
+            targets = torch.stack([query_target(size, stride, found, scale, self.radius) for found in boxes])
+            losses.append(weight * self.loss_query(logits.float().reshape(-1, 1), targets.reshape(-1, 1)))
+        return losses
+
+    def small_scale(self, level: int) -> float:
+        """The scale s_l in px below which objects are small: the smallest anchor of the level."""
+        generator = self.prior_generator
+        return float(generator.base_sizes[level]) * float(generator.scales.min())
+
+    # Inference
+
+    def predict(self, x: tuple[Tensor, ...], batch_data_samples: list, rescale: bool = False) -> list:
+        """As the base head's, from the levels that ``cascade`` computes; densely with a threshold of 0."""
+        if not self.threshold:
+            return super().predict(x, batch_data_samples, rescale=rescale)
+        levels = self.cascade(x)
+        priors = [self._priors(level) for level in levels]
+        results = []
+        for image, sample in enumerate(batch_data_samples):
+            parts = (self._of_image(*pair, image) for pair in zip(levels, priors))
+            found = [part for part in parts if part is not None]
+            maps = [list(part) for part in zip(*(outs for outs, _ in found))]
+            factors = maps[2] if self.outputs == 3 else [None] * len(found)
+            results.append(
+                self._predict_by_feat_single(
+                    cls_score_list=maps[0],
+                    bbox_pred_list=maps[1],
+                    score_factor_list=factors,
+                    mlvl_priors=[chosen for _, chosen in found],
+                    img_meta=sample.metainfo,
+                    cfg=self.test_cfg,
+                    rescale=rescale,
+                )
+            )
+        return results
+
+    def cascade(self, x: tuple[Tensor, ...]) -> list["Level"]:
+        """Computes the start level and the coarser ones densely, and the finer ones at the sites that are queried.
+
+        Args:
+            x: The pyramid, finest first, (N, C, H, W) each.
+
+        Returns:
+            The levels, finest first; those that nobody queried are left out.
+        """
+        dense = range(self.start + 1, len(x))
+        levels = [Level(index, tuple(x[index].shape[2:]), self.level(index, x[index])[0]) for index in dense]
+        outs, logits = self.level(self.start, x[self.start])
+        levels.insert(0, Level(self.start, tuple(x[self.start].shape[2:]), outs))
+        queries = (logits[:, 0].float().sigmoid() > self.threshold).nonzero()
+        for index in reversed(range(self.start)):
+            shape = (len(x[index]), *x[index].shape[2:])
+            cells = key_cells(queries)
+            keys = Sites(cells[inside_map(cells, shape)], shape)
+            if not len(keys):
+                break
+            outs, scores = getattr(self, f"_{self.method}")(index, x[index], queries, keys)
+            levels.insert(0, Level(index, shape[1:], outs, keys))
+            if index:
+                queries = keys.cells[scores[:, 0].float().sigmoid() > self.threshold]
+        return levels
+
+    def level(self, index: int, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The outputs of one level, and its query logits where it may query."""
+        return self.forward_single(x)[: self.outputs], self.query(x) if 0 < index <= self.start else None
+
+    def _sparse(self, index: int, x: Tensor, queries: Tensor, keys: Sites) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """(k, C') outputs and (k, 1) query logits at the keys, by submanifold convolutions around them (CSQ)."""
+        sites = context_sites(keys, self.context)
+        wanted = torch.searchsorted(sites.flat, keys.flat)
+        rows = as_map(take(x, sites))
+        layers = (getattr(self, name) for name in (*self.predictors, "query_pred"))
+        with Submanifold(sites, wanted, frozenset(id(layer.weight) for layer in layers)):
+            outs, scores = self.level(index, rows)
+        outs = tuple(out[0, :, :, 0].t() for out in outs)
+        return outs, None if scores is None else scores[0, :, :, 0].t()
+
+    def _crop(self, index: int, x: Tensor, queries: Tensor, keys: Sites) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """As ``_sparse``, by dense convolutions on a patch around the keys of each query (CQ)."""
+        margin = self.reach()
+        cells = key_cells(queries)
+        kept = inside_map(cells, keys.shape)
+        window = range(-margin, margin + 2)
+        side = len(window)
+        parts = []
+        for some in queries.split(PATCHES):
+            corners = key_cells(some)[:, :1]
+            near = corners + offsets(window, window, x.device)
+            inside = (flatten(near, keys.shape) < math.prod(keys.shape)).reshape(-1, 1, side, side)
+            limit = near.new_tensor([len(x), *x.shape[2:]]) - 1
+            image, row, column = near.clamp(min=0).minimum(limit).unbind(-1)
+            patches = x.permute(0, 2, 3, 1)[image, row, column].view(-1, side, side, x.shape[1]).permute(0, 3, 1, 2)
+            with Patchwise(inside.to(x.dtype)):
+                outs, scores = self.level(index, patches)
+            parts.append([_middle(out) for out in (*outs, *(() if scores is None else (scores,)))])
+        found = [torch.cat(part)[kept.reshape(-1)] for part in zip(*parts)]
+        return tuple(found[: self.outputs]), found[self.outputs] if len(found) > self.outputs else None
+
+    def _full(self, index: int, x: Tensor, queries: Tensor, keys: Sites) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """As ``_sparse``, from the dense maps of the level (CCQ)."""
+        outs, scores = self.level(index, x)
+        return tuple(take(out, keys) for out in outs), None if scores is None else take(scores, keys)
+
+    def reach(self) -> int:
+        """How far a prediction of this head sees, in sites."""
+        towers = [list(tower) for tower in (self.cls_convs, self.reg_convs)]
+        ends = max(reach(getattr(self, name)) for name in self.predictors)
+        return max(*(reach(tower) + ends for tower in towers), reach([*self.query_convs, self.query_pred]))
+
+    def _priors(self, level: "Level") -> Tensor:
+        """(height * width * priors, 4) anchors, or (height * width, 2) points, of one level."""
+        first = level.outs[0]
+        return self.prior_generator.single_level_grid_priors(
+            level.size, level_idx=level.index, dtype=first.dtype, device=first.device
+        )
+
+    def _of_image(self, level: "Level", priors: Tensor, image: int) -> tuple[list[Tensor], Tensor] | None:
+        """One image's (C', m, 1) maps of a level with their priors, ``None`` where nobody queried it."""
+        if level.keys is None:
+            return [out[image].detach() for out in level.outs], priors
+        mine = level.keys.of(image)
+        if not len(mine):
+            return None
+        count = self.num_base_priors
+        if len(mine) * count < self.least_priors:
+            mine = mine.repeat(self.least_priors)
+        cells = level.keys.cells[mine]
+        site = cells[:, 1] * level.size[1] + cells[:, 2]
+        chosen = (site[:, None] * count + torch.arange(count, device=site.device)).view(-1)
+        return [out[mine].detach().t()[:, :, None] for out in level.outs], priors[chosen]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What the cascade computed of a level.
+
+    Attributes:
+        index: Of the level, from the finest.
+        size: Height and width of its map.
+        outs: Predictions, (N, C', H, W) maps each; of a queried level, (k, C') values at its keys.
+        keys: The keys of a queried level.
+    """
+
+    index: int
+    size: tuple[int, int]
+    outs: tuple[Tensor, ...]
+    keys: Sites | None = None
+
+
+class _Collecting:
+    """Keeps the query logits of ``forward`` for ``loss_by_feat``, and no longer."""
+
+    def __init__(self, head: QueryHead) -> None:
+        self.head = head
+
+    def __enter__(self) -> None:
+        self.head.collected = []
+
+    def __exit__(self, *_) -> None:
+        self.head.collected = None
+
+
+def _middle(patches: Tensor) -> Tensor:
+    """(b, C', s, t) to the (4 * b, C') values in the middle 2x2, row by row; s and t are even."""
+    top, left = (side // 2 - 1 for side in patches.shape[2:])
+    return patches[:, :, top : top + 2, left : left + 2].permute(0, 2, 3, 1).reshape(-1, patches.shape[1])
+
+
+@MODELS.register_module()
+class QueryRetina(QueryHead):
+    """QueryDet on ``RetinaHead``."""
+
+    predictors = ("retina_cls", "retina_reg")
+
+
+@MODELS.register_module()
+class QueryFCOS(QueryHead):
+    """QueryDet on ``FCOSHead``."""
+
+    predictors = ("conv_cls", "conv_reg", "conv_centerness")
+    outputs = 3
+
+    def small_scale(self, level: int) -> float:
+        """The scale s_l in px below which objects are small: the least distance that the level regresses."""
+        return float(self.regress_ranges[level][0])
+
+    def level(self, index: int, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The outputs of one level, and its query logits where it may query."""
+        outs = self.forward_single(x, self.scales[index], self.strides[index])
+        return outs, self.query(x) if 0 < index <= self.start else None
+
+
+@MODELS.register_module()
+class QueryRPN(QueryHead):
+    """QueryDet on ``RPNHead``: the query is a third prediction of its one tower (section 4.4)."""
+
+    predictors = ("rpn_cls", "rpn_reg")
+    # mmdet's RPN stumbles over a level with a single one; NMS drops the copy.
+    least_priors = 2
+
+    def _add_query_layers(self) -> None:
+        self.query_pred = nn.Conv2d(self.feat_channels, 1, 1)
+        self._init_query_layers()
+
+    def _collect(self, x: tuple[Tensor, ...]) -> None:
+        # The finest level queries nothing.
+        self.collected = self.collected[1 : self.start + 1]
+
+    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As the base head's, on one level."""
+        feature = F.relu(self.rpn_conv(x))
+        if self.collected is not None:
+            self.collected.append(self.query_pred(feature))
+        return self.rpn_cls(feature), self.rpn_reg(feature)
+
+    def level(self, index: int, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The outputs of one level, and its query logits where it may query."""
+        with _Collecting(self):
+            outs = self.forward_single(x)
+            scores = self.collected[0]
+        return outs, scores if 0 < index <= self.start else None
+
+    def reach(self) -> int:
+        """How far a prediction of this head sees, in sites."""
+        return reach(self.rpn_conv)
+
+
+def mismatch(model: nn.Module, values: dict) -> str | None:
+    """Says how the built ``model`` differs from the knob ``values``, ``None`` when it follows them."""
+    head = getattr(model, "rpn_head", None) or model.bbox_head
+    if not isinstance(head, QueryHead):
+        return f"the head is a plain {type(head).__name__}"
+    strides = [stride[0] for stride in head.prior_generator.strides]
+    built = {"p2": head.finer, "start": f"P{round(math.log2(strides[head.start]))}"}
+    if "rpn_convs" in values:
+        built["rpn_convs"] = head.num_convs
+    wanted = {name: values[name] for name in built}
+    if built != wanted:
+        return f"the head has {built} instead of {wanted}"
+    if len(strides) != model.neck.num_outs:
+        return f"the neck gives {model.neck.num_outs} levels, the head works on {len(strides)}"
+    if len(head.query_weights) != head.start:
+        return f"{len(head.query_weights)} levels learn to query instead of {head.start}"
+    return None

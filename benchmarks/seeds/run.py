@@ -179,16 +179,16 @@ def make_requests(plan: Plan, jobs: Sequence[Job], work: Path) -> dict[Job, Any]
     }
 
 
-def key_of(request: Any, plan: Plan) -> str:
+def key_of(job: Job, plan: Plan) -> str:
     """Names what a result stands for: a change of the plan or of the base makes it another."""
     from trainers.config import load_base
 
     parts = {
-        "base": load_base(request.base).to_dict(),
-        "knobs": dict(request.knobs),
-        "seed": request.seed,
-        "epochs": request.epochs,
-        "size": request.data.size,
+        "base": load_base(plan.base).to_dict(),
+        "knobs": plan.designs[job.label],  # as the plan says: a knob that a family gains has the old way as default
+        "seed": job.seed,
+        "epochs": plan.epochs,
+        "size": plan.size,
         "scale": plan.data.get("scale"),
         "data": [
             hashlib.sha256(Path(plan.data[split]["annotations"]).read_bytes()).hexdigest() for split in ("train", "val")
@@ -270,7 +270,7 @@ def train_one(plan: Plan, job: Job, request: Any, *, keep: bool) -> None:
         "epochs": plan.epochs,
         "size": list(plan.size),
         "data_scale": plan.data.get("scale"),
-        "key": key_of(request, plan),
+        "key": key_of(job, plan),
         "code": code_version(),
         "start_weights": {**start, "copied_from_base": attrs.get("copied_from_base")},
         "versions": attrs.get("versions"),
@@ -301,7 +301,7 @@ def run(plan: Plan, jobs: Sequence[Job], work: Path, *, parallel: int, keep: boo
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
         path = plan.results / f"{job.slug}.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["key"] == key_of(requests[job], plan):
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["key"] == key_of(job, plan):
             print(f"{job.slug}: there")
         else:
             waiting.put(job)

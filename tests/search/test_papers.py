@@ -16,7 +16,8 @@ from search.tables import print_published
 from spaces import patching
 from spaces.base import facts
 from spaces.space import design_hash
-from trainers.config import load_base, plain
+from trainers.config import DataFacts, load_base, plain, trial_config
+from trainers.contract import DataRequest, TrialRequest
 
 FILES = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.glob("*/*.yaml"))
 ROWS = [(table, row) for table in TABLES for row in table.rows]
@@ -83,6 +84,48 @@ def test_each_design_of_a_recipe_patches_its_base(comparison, file):
         patched = patching.apply(model, item.knobs)
         assert patched != model
         assert patching.apply(model, {}) == model
+
+
+@pytest.mark.parametrize(
+    ("file", "decays"),
+    [
+        ("slimhead/table3.yaml", [8 / 12, 11 / 12]),
+        ("slimhead/table7_voc.yaml", [9 / 12]),
+        ("slimhead/table7_crowdhuman.yaml", [24 / 30, 28 / 30]),
+        ("slimhead/table8_condinst.yaml", [60 / 90, 80 / 90]),
+        ("slimhead/table9_swin-l.yaml", [16 / 24, 22 / 24]),
+        ("ddod/table4.yaml", [8 / 12, 11 / 12]),
+        ("querydet/table1_3x.yaml", [9 / 12, 11 / 12]),
+        ("querydet/table2.yaml", [30 / 50, 40 / 50]),
+    ],
+)
+def test_the_schedule_of_a_recipe_is_the_papers(comparison, file, decays):
+    config = schedule(comparison.study(file)[0])
+    (steps,) = [item for item in config["param_scheduler"] if item["type"] == "MultiStepLR"]
+    iterations = config["train_cfg"]["max_epochs"] * 1000
+    assert steps["milestones"] == pytest.approx([share * iterations for share in decays], abs=1)
+
+
+def test_faces_are_trained_in_twenty_cosines(comparison):
+    config = schedule(comparison.study("ddod/table9.yaml")[0])
+    (cosines,) = [item for item in config["param_scheduler"] if item["type"] == "CosineRestartLR"]
+    assert cosines["periods"] == [30_000] * 20
+    assert config["optim_wrapper"]["optimizer"]["lr"] == pytest.approx(7.5e-3)
+    assert config["model"]["bbox_head"]["loss_bbox"]["type"] == "DIoULoss"
+
+
+def schedule(study):
+    """The whole config of the baseline's training, for a data set of 1,000 iterations an epoch."""
+    batch = study.training.batch
+    data = DataRequest(
+        train_annotations="t.json", train_images="t", val_annotations="v.json", val_images="v",
+        classes=tuple(study.data.classes or ["a"]), size=study.data.size,
+    )  # fmt: skip
+    request = TrialRequest(
+        number=0, base=study.base, knobs={}, data=data, folder="f", epochs=study.budget.epochs, batch=batch,
+        backbone="none", device="cuda",
+    )  # fmt: skip
+    return trial_config(request, DataFacts(train_images=1000 * batch, val_images=8, val_one_size=False))
 
 
 def test_rows_of_the_papers_own_designs_that_have_no_study():

@@ -148,7 +148,6 @@ _CONTEXTS = Table(
     ),
 )
 
-_NO_SHUFFLE = "mmdet has no ShuffleNet V2"
 _BACKBONES = Table(
     paper="querydet",
     number=7,
@@ -159,14 +158,9 @@ _BACKBONES = Table(
         _row("table7", "MobileNet V2 RN", (26.72, 43.17, 28.17, 15.27, 29.28, 34.51, 17.75), {}),
         _row("table7", "MobileNet V2 QD", (29.16, 46.20, 30.95, 16.14, 31.26, 38.66, 5.31), query(0.0)),
         _row("table7", "MobileNet V2 QD CSQ", (28.94, 45.79, 30.71, 15.74, 31.26, 38.66, 21.66), query()),
-        *(
-            Row(label=f"ShuffleNet V2 {label}", metrics=figures(_FULL, *values), reason=_NO_SHUFFLE)
-            for label, values in (
-                ("RN", (23.04, 38.32, 23.75, 12.01, 25.50, 35.16, 17.45)),
-                ("QD", (26.07, 42.34, 27.30, 13.20, 28.03, 36.23, 5.26)),
-                ("QD CSQ", (25.85, 41.96, 27.08, 12.81, 28.05, 36.23, 20.02)),
-            )
-        ),
+        _row("table7_shufflenet", "ShuffleNet V2 RN", (23.04, 38.32, 23.75, 12.01, 25.50, 35.16, 17.45), {}),
+        _row("table7_shufflenet", "ShuffleNet V2 QD", (26.07, 42.34, 27.30, 13.20, 28.03, 36.23, 5.26), query(0.0)),
+        _row("table7_shufflenet", "ShuffleNet V2 QD CSQ", (25.85, 41.96, 27.08, 12.81, 28.05, 36.23, 20.02), query()),
     ),
 )
 

@@ -53,7 +53,6 @@ def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
         The detector, in training mode.
     """
     import mmdet.models  # noqa: F401  (registers the detectors)
-    import torch
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
     from mmengine.utils import import_modules_from_strings

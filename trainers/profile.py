@@ -16,7 +16,6 @@ from trainers.detector import build_model
 from trainers.means import settle
 from trainers.pretrained import resolve_backbone
 
-
 _BUILT_FROM = ("default_scope", "model", "custom_imports")
 
 

@@ -84,7 +84,7 @@ def reference_weights(folder: str | None) -> dict[str, Tensor] | None:
     for _, path in found:
         try:
             weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        except (OSError, RuntimeError, KeyError, EOFError, UnpicklingError):  # replaced by a newer one at this moment, or cut short
-            continue
+        except (OSError, RuntimeError, KeyError, EOFError, UnpicklingError):
+            continue  # replaced by a newer one at this moment, or cut short
         return weights
     return None

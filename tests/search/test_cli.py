@@ -134,7 +134,8 @@ WRONG = {
     "no model": (run(overrides={"base": "no_model.py"}), "base: must hold a detector"),
     "no dense head": (
         run(overrides={"base": "mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py"}),
-        "must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), but got FastRCNN without one",
+        "must be a detector with a dense head (model.bbox_head) or an RPN (model.rpn_head), "
+        "but got FastRCNN without one",
     ),
     "transformer": (run(overrides={"base": "mmdet::detr/detr_r50_8xb2-150e_coco.py"}), "DETR"),
     "other head": (run(overrides={"base": "mmdet::yolox/yolox_s_8xb8-300e_coco.py"}), "works on GFLHead"),

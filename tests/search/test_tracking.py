@@ -120,7 +120,7 @@ def test_each_setting_of_a_sweep_is_a_run(place: Place) -> None:
     for _ in range(2):
         tracker.trial(record)
         tracker.study([ended(0), record])
-    baseline, own, *others = place.children(tracker)
+    _, own, *others = place.children(tracker)
     assert [run.data.tags["headway.trial"] for run in others] == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6"]
     assert [run.data.metrics["latency_ms"] for run in (own, *others)] == [50.0 - index for index in range(7)]
     assert others[2].data.params == {"q.threshold": "0.30000000000000004"}

@@ -394,6 +394,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="LABEL", help="run these designs only; repeatable")
     parser.add_argument("--keep", action="store_true", help="keep checkpoints and logs")
     parser.add_argument("--table", action="store_true", help="print the table of what is finished")
+    parser.add_argument("--data-only", action="store_true", help="write the resized images and annotations, and end")
     options = parser.parse_args()
     plan = read_plan(options.plan)
     if options.table:
@@ -401,6 +402,10 @@ def main() -> int:
         return 0
     if not options.work:
         parser.error("--work is needed to train")
+    if options.data_only:
+        for split, paths in resized(plan.data, options.work / plan.name / "data").items():
+            print(f"{split}: {paths['annotations']}, images in {paths['images']}")
+        return 0
     labels = options.only or list(plan.designs)
     wrong = [label for label in labels if label not in plan.designs]
     if wrong:

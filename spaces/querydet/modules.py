@@ -290,16 +290,20 @@ class QueryHead:
             for index in range(4)
         )
         self.query_pred = nn.Conv2d(self.feat_channels, 1, 3, padding=1)
-        self._init_query_layers()
-
-    def init_weights(self) -> None:
-        """As the base head, and the query head as RetinaNet's classification: few sites are positive at first."""
-        super().init_weights()
-        self._init_query_layers()
-
-    def _init_query_layers(self) -> None:
         for layer in getattr(self, "query_convs", ()):
             normal_init(layer.conv, std=0.01)
+        self._init_prediction()
+
+    def init_weights(self) -> None:
+        """As the base head, whose rule for convolutions holds for the query tower too; few sites are positive at first.
+
+        RetinaNet's rule (standard deviation 0.01) is for 256 channels. A narrow base that starts its towers otherwise
+        needs the same for its queries, or their signal fades.
+        """
+        super().init_weights()
+        self._init_prediction()
+
+    def _init_prediction(self) -> None:
         normal_init(self.query_pred, std=0.01, bias=bias_init_with_prob(0.01))
 
     # Training

@@ -57,6 +57,7 @@ class Plan:
         seeds: At least ``epochs`` apart, since the order of the images follows from seed + epoch.
         designs: Knobs by label; the first label is the baseline.
         compare: Metrics whose difference to the baseline is tabulated.
+        sweeps: By label, named settings of inference knobs that the trained detector is measured at as well.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Plan:
     seeds: tuple[int, ...]
     designs: Mapping[str, Mapping[str, Any]]
     compare: tuple[str, ...]
+    sweeps: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
     @property
     def results(self) -> Path:
@@ -106,6 +108,7 @@ def read_plan(path: Path) -> Plan:
         seeds=seeds,
         designs={label: dict(knobs or {}) for label, knobs in value["designs"].items()},
         compare=tuple(value.get("compare", ["bbox_mAP"])),
+        sweeps=value.get("sweeps", {}),
     )
 
 
@@ -163,6 +166,18 @@ def make_requests(plan: Plan, jobs: Sequence[Job], work: Path) -> dict[Job, Any]
     )
     space = full_space(facts(load_base(plan.base)["model"].to_dict(), f"base {plan.base}"))
     labels = list(plan.designs)
+
+    def sweep(label: str) -> dict[str, Any]:
+        settings = plan.sweeps.get(label)
+        if not settings:
+            return {}
+        from trainers.contract import SpeedRequest, SweepRequest
+
+        designs = [space.canonicalise({**plan.designs[label], **knobs}, label) for knobs in settings.values()]
+        # Trainings run side by side, so the speed that comes with a sweep means nothing and is measured once.
+        speed = SpeedRequest(size=(plan.size[1], plan.size[0]), pairs=1, seconds=0.0)
+        return {"sweep": SweepRequest(settings=dict(enumerate(designs)), speed=speed, images=1)}
+
     return {
         job: TrialRequest(
             number=labels.index(job.label),
@@ -174,6 +189,7 @@ def make_requests(plan: Plan, jobs: Sequence[Job], work: Path) -> dict[Job, Any]
             seed=job.seed,
             backbone="none",
             count_size=(plan.size[1], plan.size[0]),
+            **sweep(job.label),
         )
         for job in jobs
     }
@@ -241,10 +257,12 @@ def train_one(plan: Plan, job: Job, request: Any, *, keep: bool) -> None:
     """Runs one training and writes its result file."""
     from trainers.process import run_in_fresh_process
 
-    begin, load = time.monotonic(), os.getloadavg()[0]
+    # The code may be pulled while a training runs, which keeps what it started with.
+    begin, load, code = time.monotonic(), os.getloadavg()[0], code_version()
     epochs: dict[int, dict[str, float]] = {}
     attrs: dict[str, Any] = {}
     counted: dict[str, float] = {}
+    swept: dict[str, dict[str, float]] = {}
     kept = Path(request.folder) / "epochs.json"  # A continued training repeats only its last epoch.
     if kept.exists():
         saved = json.loads(kept.read_text(encoding="utf-8"))
@@ -252,6 +270,9 @@ def train_one(plan: Plan, job: Job, request: Any, *, keep: bool) -> None:
 
     def report(message: Any) -> None:
         attrs.update({name: value for name, value in message.attrs.items() if name not in ("cost", "checkpoint")})
+        if message.phase == "swept":
+            name = list(plan.sweeps[job.label])[message.attrs["index"]]
+            swept[name] = {key: round(value, 4) for key, value in message.metrics.items() if key.startswith("bbox")}
         if message.phase == "counted":
             counted.update(message.metrics)
         if message.phase == "epoch":
@@ -271,15 +292,16 @@ def train_one(plan: Plan, job: Job, request: Any, *, keep: bool) -> None:
         "size": list(plan.size),
         "data_scale": plan.data.get("scale"),
         "key": key_of(job, plan),
-        "code": code_version(),
+        "code": code,
         "start_weights": {**start, "copied_from_base": attrs.get("copied_from_base")},
         "versions": attrs.get("versions"),
         "device": attrs.get("device"),
         "cost": counted,
         "train_seconds": round(attrs["train_seconds"], 1),
         "val_seconds": round(attrs["val_seconds"], 1),
-        "wall_seconds": round(time.monotonic() - begin, 1),
+        "wall_seconds": round(time.monotonic() - begin, 1),  # of the last start
         "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
+        "swept": swept,
         "by_epoch": [{"epoch": at, **row} for at, row in sorted(epochs.items())],
     }
     plan.results.mkdir(parents=True, exist_ok=True)
@@ -292,6 +314,12 @@ def train_one(plan: Plan, job: Job, request: Any, *, keep: bool) -> None:
     print(f"{job.slug}: done in {result['wall_seconds']:.0f} s", flush=True)
 
 
+def finished(plan: Plan, job: Job) -> bool:
+    """Whether a training has its result, of the plan as it is."""
+    path = plan.results / f"{job.slug}.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["key"] == key_of(job, plan)
+
+
 def run(plan: Plan, jobs: Sequence[Job], work: Path, *, parallel: int, keep: bool) -> int:
     """Runs what is not finished, ``parallel`` trainings side by side; gives the number of failures."""
     work = work.resolve()
@@ -300,11 +328,7 @@ def run(plan: Plan, jobs: Sequence[Job], work: Path, *, parallel: int, keep: boo
     requests = make_requests(plan, jobs, work)
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
-        path = plan.results / f"{job.slug}.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["key"] == key_of(job, plan):
-            print(f"{job.slug}: there")
-        else:
-            waiting.put(job)
+        waiting.put(job)
     failed: list[Job] = []
 
     def worker() -> None:
@@ -314,6 +338,10 @@ def run(plan: Plan, jobs: Sequence[Job], work: Path, *, parallel: int, keep: boo
             except queue.Empty:
                 return
             try:
+                # Looked up as late as this: another machine or process may work on the same plan.
+                if finished(plan, job):
+                    print(f"{job.slug}: there", flush=True)
+                    continue
                 train_one(plan, job, requests[job], keep=keep)
             except Exception as error:
                 failed.append(job)
@@ -355,32 +383,39 @@ def table(plan: Plan) -> str:
         }
         for label in plan.designs
     }
-    baseline = next(iter(plan.designs))
+    # Of each row: its name, the results it stands on, and the accuracies by seed.
+    rows = []
+    for label, results in found.items():
+        rows.append((label, results, {seed: result["by_epoch"][-1] for seed, result in results.items()}))
+        for name in plan.sweeps.get(label, ()):
+            swept = {seed: result["swept"][name] for seed, result in results.items()}
+            rows.append((f"{label}, {name}", results, swept))
+    baseline = rows[0][2]
 
-    def last(label: str, metric: str) -> dict[int, float]:
-        rows = {seed: result["by_epoch"][-1] for seed, result in found[label].items()}
-        return {seed: 100 * row[metric] for seed, row in rows.items() if metric in row}
+    def points(row: Mapping[int, Mapping[str, float]], metric: str) -> dict[int, float]:
+        return {seed: 100 * values[metric] for seed, values in row.items() if metric in values}
 
     head = ["design", "seeds"]
     for metric, name in zip(METRICS, _NAMES):
         head += [name, f"{name} − baseline"] if metric in plan.compare else [name]
     head += ["Mpar", "GMAC", "s"]
     lines = [head, ["---"] * len(head)]
-    for label, results in found.items():
+    for name, results, row in rows:
         if not results:
             continue
-        cells = [label, str(len(results))]
+        cells = [name, str(len(results))]
         for metric in METRICS:
-            values = last(label, metric)
+            values = points(row, metric)
             numbers = list(values.values())
             cells.append(f"{statistics.fmean(numbers):.1f} ± {spread(numbers):.1f}" if numbers else "–")
             if metric in plan.compare:
-                mean, error = paired(values, last(baseline, metric))
-                cells.append("" if label == baseline else f"{mean:+.1f} ± {error:.1f}")
+                mean, error = paired(values, points(baseline, metric))
+                cells.append("" if row is baseline else f"{mean:+.1f} ± {error:.1f}")
         one = next(iter(results.values()))
         cells.append(f"{one['cost']['params_m']:.3f}")
         cells.append(f"{one['cost']['gmacs']:.2f}")
-        cells.append(f"{statistics.median(result['wall_seconds'] for result in results.values()):.0f}")
+        seconds = [result["train_seconds"] + result["val_seconds"] for result in results.values()]
+        cells.append(f"{statistics.median(seconds):.0f}")
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

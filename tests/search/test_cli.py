@@ -138,7 +138,7 @@ WRONG = {
         "but got FastRCNN without one",
     ),
     "transformer": (run(overrides={"base": "mmdet::detr/detr_r50_8xb2-150e_coco.py"}), "DETR"),
-    "other head": (run(overrides={"base": "mmdet::yolox/yolox_s_8xb8-300e_coco.py"}), "a dense head of a known type (GFLHead, "),
+    "other head": (run(overrides={"base": "mmdet::yolox/yolox_s_8xb8-300e_coco.py"}), "of a known type (GFLHead, "),
     # The data.
     "no annotations": (run(overrides={**OWN, "data.train.annotations": "none.json"}), "none.json'"),
     "no image folder": (run(overrides={**OWN, "data.val.images": "nowhere"}), "must be a folder, but"),

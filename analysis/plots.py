@@ -78,7 +78,6 @@ def pareto_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
     if said is not None:
         place = {"x": 0.5, "y": 0.9, "xref": "paper", "yref": "paper", "showarrow": False}
         page.add_annotation(text=said.replace("\n", "<br>"), font={"size": 22, "color": INK}, **place)
-    right_is_good = view.x is not None and view.x.maximize
     page.update_layout(
         title={
             "text": f"{html.escape(title)}<br><span style='font-size:16px;color:#555'>{html.escape(view.note)}</span>",
@@ -88,13 +87,13 @@ def pareto_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
         font={"size": 18, "color": INK, "family": "Helvetica, Arial, DejaVu Sans, sans-serif"},
         template="plotly_white",
         hoverlabel={"align": "left", "font": {"size": 16, "color": INK}, "bgcolor": "white", "bordercolor": GREY},
-        # Nothing can lie in the corner of the ideal point, outside the front.
+        # Above the plot, where no point can lie below it.
         legend={
-            "x": 0.99 if right_is_good else 0.01,
-            "xanchor": "right" if right_is_good else "left",
-            "y": 0.99 if view.y.maximize else 0.01,
-            "yanchor": "top" if view.y.maximize else "bottom",
-            "bgcolor": "rgba(255,255,255,0.85)",
+            "orientation": "h",
+            "x": 1,
+            "xanchor": "right",
+            "y": 1,
+            "yanchor": "bottom",
             "itemsizing": "trace",
         },
         margin={"l": 90, "r": 40, "t": 100, "b": 80},
@@ -262,10 +261,16 @@ def pareto_png(trials: Sequence[TrialRecord], objectives: Sequence[Objective], *
     if said is not None:
         axes.add_artist(AnchoredText(said, loc="upper center", frameon=False, prop={"size": 14, "color": INK}))
     if view.members:
-        # Nothing can lie in the corner of the ideal point, outside the front.
-        side = "right" if view.x is not None and view.x.maximize else "left"
-        codes = {("left", True): 2, ("right", True): 1, ("left", False): 3, ("right", False): 4}  # matplotlib's
-        axes.legend(loc=codes[side, view.y.maximize], fontsize=11, frameon=True, framealpha=0.9, edgecolor="none")
+        # Above the plot, where no point can lie below it.
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=3,
+            fontsize=11,
+            frameon=False,
+            borderpad=0,
+            borderaxespad=0.2,
+        )
         named = _named(view.members, objectives)
         _list(picture, named, objectives, len(view.members))
         _tag(axes, canvas, view, named)
@@ -293,13 +298,14 @@ def _named(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> l
 
 
 def _entry(trial: TrialRecord, objectives: Sequence[Objective]) -> tuple[list[str], list[str]]:
-    design = textwrap.wrap(_plain(short(trial.knobs)), 44, max_lines=2, placeholder=" …")
+    design = textwrap.wrap(_plain(short(trial.knobs)), 41, max_lines=2, placeholder=" …")
     words = [figure(o.metric, value) for o, value in zip(objectives, values(trial, objectives), strict=True)]
     return design, textwrap.wrap(_plain(", ".join(words)), 44, max_lines=2, placeholder=" …")
 
 
 def _list(picture: Figure, named: Sequence[TrialRecord], objectives: Sequence[Objective], total: int) -> None:
     top, line, left = 0.85, 0.0225, 0.71
+    indent = 0.012 + 0.008 * max((len(trial.label) for trial in named), default=1)
     heading = "the front, fastest first" if _timed(objectives) else "the front"
     picture.text(left, 0.89, heading, fontsize=11, weight="bold", color=INK)
     used = 0.0
@@ -310,7 +316,7 @@ def _list(picture: Figure, named: Sequence[TrialRecord], objectives: Sequence[Ob
         design, figures = _entry(trial, objectives)
         for index, text in enumerate([*design, *figures]):
             ink = INK if index < len(design) else "#555555"
-            picture.text(left + 0.028, at - index * line, text, fontsize=9.5, va="top", color=ink)
+            picture.text(left + indent, at - index * line, text, fontsize=9.5, va="top", color=ink)
         used += len(design) + len(figures) + 0.5
     if total > len(named):
         text = f"and {total - len(named)} more, in front.csv"

@@ -284,7 +284,7 @@ def _named(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> l
     """Picks the members to spell out, as many as there is room for: the two ends, the knee, and evenly between."""
     best = knee(members, objectives).trial.label
     middle = next(index for index, trial in enumerate(members) if trial.label == best)
-    for count in range(min(_MOST_NAMED, len(members)), 3, -1):
+    for count in range(min(_MOST_NAMED, len(members)), 2, -1):
         step = (len(members) - 1) / (count - 1)
         picked = {round(index * step) for index in range(count)}
         if middle not in picked:

@@ -77,6 +77,12 @@ def test_other_directions_are_drawn() -> None:
     assert (right, bottom) == pytest.approx((40.0, 100.0))
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_short_front_is_named_whole(count: int) -> None:
+    members = pareto.front(study(count), TWO)
+    assert plots._named(members, TWO) == members
+
+
 def test_named_designs_keep_the_ends_and_fit() -> None:
     members = pareto.front(study(60), TWO)
     named = plots._named(members, TWO)

@@ -562,7 +562,7 @@ class QueryRPN(QueryHead):
 
     def _add_query_layers(self) -> None:
         self.query_pred = nn.Conv2d(self.feat_channels, 1, 1)
-        self._init_query_layers()
+        self._init_prediction()
 
     def _collect(self, x: tuple[Tensor, ...]) -> None:
         # The finest level queries nothing.

@@ -98,7 +98,9 @@ def test_each_setting_has_a_config_that_builds_with_the_trained_weights(trained:
     weights = torch.load(folder / "epoch_1.pth", weights_only=True)["state_dict"]
     for index in request.sweep.settings:
         config = Config.fromfile(str(folder / f"config.{index}.py"))
-        build_model(config, seed=0).load_state_dict(weights)
+        loaded = build_model(config, seed=0).load_state_dict(weights)
+        assert not loaded.missing_keys
+        assert not loaded.unexpected_keys
 
 
 def test_a_finished_training_is_swept_without_training_again(trained: Any) -> None:

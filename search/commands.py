@@ -172,23 +172,30 @@ def verify(options: argparse.Namespace) -> int:
 
 def families(options: argparse.Namespace) -> None:
     """``headway families``."""
-    from spaces.base import BaseFacts
+    from spaces.base import BackboneFacts, BaseFacts, RoiFacts
     from spaces.registry import families as all_families
 
     # Knobs depend on the pyramid and the depth of the towers; the common ones are shown.
     pyramid = (8, 16, 32, 64, 128)
-    gfl = BaseFacts("GFL", "GFLHead", pyramid, 4, False, finer=1, tower_norm="GN")
-    retina = BaseFacts("RetinaNet", "RetinaHead", pyramid, 4, True, priors=9, finer=1)
+    resnet = BackboneFacts("ResNet", (3, 4, 6, 3), basic=False)
+    gfl = BaseFacts("GFL", "GFLHead", pyramid, 4, False, finer=1, tower_norm="GN", backbone=resnet)
+    retina = BaseFacts("RetinaNet", "RetinaHead", pyramid, 4, True, priors=9, finer=1, backbone=resnet)
+    faster = BaseFacts(
+        "FasterRCNN", "RPNHead", (4, 8, 16, 32, 64), 1, True, ("rpn",), "rpn_head", priors=3, backbone=resnet,
+        roi=RoiFacts("StandardRoIHead", ("Shared2FCBBoxHead",), 256),
+    )  # fmt: skip
     rows = [
         {
             "name": family.name,
             "title": family.title,
             "paper": family.paper,
             "heads": list(family.heads),
+            "box_heads": list(family.box_heads),
+            "backbones": list(family.backbones),
             "conflicts": dict(family.conflicts),
             "knobs": [
                 {**knob.to_json(), "legal": knob.legal()}
-                for knob in family.knobs(gfl if gfl.head in family.heads else retina)
+                for knob in family.knobs(next(base for base in (gfl, retina, faster) if not family.refusal(base)))
             ],
         }
         for family in all_families().values()

@@ -37,7 +37,7 @@ def study_space(study: Study, base: BaseFacts) -> Space:
         who = f"designs[{index}]"
         for name in item.knobs:
             found = find_family(name, who)
-            if base.head not in found.heads:
+            if found.refusal(base):
                 raise _prefixed(who, _refusal(name, base))
             named[name] = None
     for name, narrowed in study.space.items():

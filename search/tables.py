@@ -139,7 +139,10 @@ def print_families(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _works(family: Mapping[str, Any]) -> str:
-    return f"Works on {', '.join(family['heads'])}."
+    """Says what a family needs of a base."""
+    needs = {"dense heads": family["heads"], "box heads": family["box_heads"], "backbones": family["backbones"]}
+    told = [f"the {what} {', '.join(types)}" for what, types in needs.items() if types]
+    return f"Works on {'; '.join(told)}."
 
 
 def print_profile(found: Mapping[str, Any], config: str, against: str | None) -> None:

@@ -11,8 +11,51 @@ from spaces.errors import UserError, choices
 
 
 @dataclass(frozen=True)
+class RoiFacts:
+    """The box heads of a two-stage detector.
+
+    Attributes:
+        kind: Type of the RoI head: ``StandardRoIHead``, ``CascadeRoIHead`` or ``MaskRoIHead`` for instance.
+        heads: Type of the box head of each stage; one where there are no stages.
+        channels: Channels of the maps that RoIs are pooled from.
+        shared: Type of the shared head between pooling and box head (``ResLayer``, the fifth stage, of C4 detectors);
+            ``None`` without one.
+    """
+
+    kind: str
+    heads: tuple[str, ...]
+    channels: int
+    shared: str | None = None
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """The backbone of a base detector, where it is of ResNet's kin.
+
+    Attributes:
+        kind: Type of the backbone, ``ResNet`` for instance.
+        blocks: Residual blocks of each stage from ``conv2`` on; of a C4 detector the fifth stage too, which stands in
+            its RoI head.
+        basic: Whether blocks are basic (two 3x3 convolutions) and not bottlenecks (one).
+        deformed: Stages, counted as the papers do (3 is ``conv3``), that are deformable in the base itself.
+        shared_stage: The stage that stands in the RoI head as ``shared_head``: 5 in C4 detectors, else ``None``.
+    """
+
+    kind: str
+    blocks: tuple[int, ...]
+    basic: bool
+    deformed: tuple[int, ...] = ()
+    shared_stage: int | None = None
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages, counted as the papers do: 2, 3, 4 and 5 where there are four."""
+        return tuple(range(2, 2 + len(self.blocks)))
+
+
+@dataclass(frozen=True)
 class BaseFacts:
-    """The dense head of a base detector: that of a one-stage detector, or the RPN of a two-stage one.
+    """What a base detector is made of: its dense head (the RPN of a two-stage one), its box heads, its backbone.
 
     Attributes:
         detector: Type of the detector, ``GFL`` for instance.
@@ -27,6 +70,8 @@ class BaseFacts:
         finer: Levels of the backbone below the finest one of the pyramid, which the neck could add.
         tower_norm: Type of the norm that follows each tower convolution, ``GN`` or ``BN`` for instance; ``None``
             without one. A group norm mixes the sites of a map, a batch norm in evaluation does not.
+        roi: The box heads of a two-stage detector; ``None`` of a one-stage one.
+        backbone: The backbone; ``None`` where it is not of ResNet's kin.
     """
 
     detector: str
@@ -40,6 +85,8 @@ class BaseFacts:
     priors: int = 1
     finer: int = 0
     tower_norm: str | None = None
+    roi: RoiFacts | None = None
+    backbone: BackboneFacts | None = None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -101,6 +148,8 @@ def facts(model: Mapping[str, Any], who: str = "base") -> BaseFacts:
         priors=_priors(head),
         finer=_finer(model.get("neck")),
         tower_norm=str(norm["type"]) if norm else None,
+        roi=_roi(model.get("roi_head")),
+        backbone=_backbone(model),
     )
 
 
@@ -111,6 +160,17 @@ HEADS = (
 )  # fmt: skip
 # Of mmrotate, for rotated boxes.
 ROTATED = ("RotatedRetinaHead", "RotatedFCOSHead", "RotatedATSSHead", "AngleBranchRetinaHead")
+# Of two-stage detectors; the last one is built in spaces/keyparts.
+BOX_HEADS = ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead", "BBoxHead", "RFCNBBoxHead")
+# Residual blocks of each stage by depth (constructors of mmdet's classes), and whether they are basic ones.
+_RESNETS = {
+    18: ((2, 2, 2, 2), True),
+    34: ((3, 4, 6, 3), True),
+    50: ((3, 4, 6, 3), False),
+    101: ((3, 4, 23, 3), False),
+    152: ((3, 8, 36, 3), False),
+}
+BACKBONES = ("ResNet", "ResNetV1d", "ResNeXt")
 _GROUP_NORM = {"type": "GN", "num_groups": 32}
 _BARE = ("RetinaHead", "RPNHead", "RotatedRetinaHead", "AngleBranchRetinaHead")
 _BRANCHES = {"TOODHead": ("inter",), "RPNHead": ("rpn",)}
@@ -169,3 +229,41 @@ def _finer(neck: Any) -> int:
     if not isinstance(neck, Mapping) or plain_type(neck) != "FPN":
         return 0
     return int(neck.get("start_level", 0))
+
+
+def _roi(head: Any) -> RoiFacts | None:
+    if not isinstance(head, Mapping) or not head.get("bbox_head"):
+        return None
+    stages = head["bbox_head"] if isinstance(head["bbox_head"], (list, tuple)) else [head["bbox_head"]]
+    extractor = head.get("bbox_roi_extractor") or {}
+    first = extractor[0] if isinstance(extractor, (list, tuple)) else extractor
+    # A position-sensitive extractor reduces the maps before it pools from them; these are the maps that it takes.
+    channels = first.get("in_channels", first.get("out_channels", 0))
+    shared = head.get("shared_head")
+    return RoiFacts(
+        kind=plain_type(head),
+        heads=tuple(plain_type(stage) for stage in stages),
+        channels=int(channels),
+        shared=plain_type(shared) if shared else None,
+    )
+
+
+def _backbone(model: Mapping[str, Any]) -> BackboneFacts | None:
+    backbone = model.get("backbone")
+    if not isinstance(backbone, Mapping) or plain_type(backbone) not in BACKBONES:
+        return None
+    depth = backbone.get("depth")
+    if depth not in _RESNETS:
+        return None
+    blocks, basic = _RESNETS[depth]
+    count = int(backbone.get("num_stages", 4))
+    shared = (model.get("roi_head") or {}).get("shared_head") or {}
+    shared_stage = int(shared.get("stage", 3)) + 2 if plain_type(shared) == "ResLayer" else None
+    deformed = backbone.get("stage_with_dcn") or () if backbone.get("dcn") else ()
+    return BackboneFacts(
+        kind=plain_type(backbone),
+        blocks=blocks[: max(count, (shared_stage or 0) - 1)],
+        basic=basic,
+        deformed=tuple(index + 2 for index, yes in enumerate(deformed) if yes),
+        shared_stage=shared_stage,
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spaces.base import BaseFacts
+from spaces.errors import choices
 from spaces.knob import Condition, Knob
 
 
@@ -18,7 +19,9 @@ class Family:
         name: The folder's name.
         title: One line of what it does.
         paper: Title and year of the source.
-        heads: Types of dense heads it works on.
+        heads: Types of dense heads it works on; empty where any will do.
+        box_heads: Types of box heads (of two-stage detectors) it works on; empty where it needs none.
+        backbones: Types of backbones it works on; empty where any will do.
         knobs: Gives the knobs for a base.
         off: The family has no effect, and is dropped from a design, when any of these holds; a tuple holds when all of
             its conditions do.
@@ -28,25 +31,46 @@ class Family:
             when they do: for conflicts that only some values have.
         on_images: Whether the latency of a design depends on the image and on the trained weights, so that it is
             measured on the trained detector with validation images and never shared between designs.
+        learns: Where all of these hold, a part of the network is learned in a first phase of the training and then fixed,
+            so that cost and latency are known only after it. The family's ``patch.py`` then has ``learning`` and
+            ``settled``, its ``modules.py`` ``Observer``. Empty: never.
         export_limits: Export formats that it forbids, each with the reason.
     """
 
     name: str
     title: str
     paper: str
-    heads: tuple[str, ...]
     knobs: Callable[[BaseFacts], tuple[Knob, ...]]
+    heads: tuple[str, ...] = ()
+    box_heads: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ()
     off: tuple[Condition | tuple[Condition, ...], ...] = ()
     illegal: Callable[[Mapping[str, Any], BaseFacts], str | None] = lambda values, base: None
     conflicts: Mapping[str, str] = field(default_factory=dict)
     clash: Callable[[Mapping[str, Mapping[str, Any]], BaseFacts], str | None] = lambda design, base: None
     on_images: bool = False
+    learns: tuple[Condition, ...] = ()
     export_limits: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def off_settings(self) -> tuple[tuple[Condition, ...], ...]:
         """``off`` with each entry as a tuple of conditions that must all hold."""
         return tuple(entry if isinstance(entry, tuple) else (entry,) for entry in self.off)
+
+    def refusal(self, base: BaseFacts) -> str | None:
+        """Says why the family does not work on a base, ``None`` when it does."""
+        if self.heads and base.head not in self.heads:
+            return f"works on {choices(self.heads)}, but the base {base.detector} has {base.head}."
+        if self.box_heads:
+            rule = f"works on two-stage detectors with the box head {choices(self.box_heads)}"
+            if base.roi is None:
+                return f"{rule}, but the base {base.detector} has no RoI head."
+            strange = [head for head in base.roi.heads if head not in self.box_heads]
+            if strange:
+                return f"{rule}, but the base {base.detector} has {strange[0]}."
+        if self.backbones and (base.backbone is None or base.backbone.kind not in self.backbones):
+            return f"works on the backbones {choices(self.backbones, 'and')}, but the base {base.detector} has another."
+        return None
 
     @property
     def modules(self) -> str:

@@ -163,7 +163,8 @@ class Choice(Knob):
         return choices(_plain(value) for value in self.choices)
 
     def check(self, value: Any, who: str) -> Any:
-        frozen = _frozen(value)
+        # YAML reads a bare off as false.
+        frozen = "off" if value is False and "off" in self.choices else _frozen(value)
         for choice in self.choices:
             if frozen == choice and isinstance(frozen, bool) == isinstance(choice, bool):
                 return choice

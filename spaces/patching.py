@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spaces.base import dense_part, plain_type
@@ -41,6 +41,49 @@ def apply(model: Mapping[str, Any], knobs: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in split(knobs).items():
         patched = patch_of(name)(values, patched)
     return patched
+
+
+def learning(knobs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Gives the design to train first where a part of the network is to be learned; ``None`` where nothing is."""
+    return _with_learners(knobs, lambda name, values: _patch_module(name).learning(values))
+
+
+def settled(knobs: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the design that a learned one became.
+
+    Args:
+        knobs: A canonical design for which ``learning`` gives another one.
+        learned: What the ``Observer`` of the family's ``modules.py`` found.
+    """
+    return _with_learners(knobs, lambda name, values: _patch_module(name).settled(values, learned)) or dict(knobs)
+
+
+def observer(knobs: Mapping[str, Any], model: Any) -> Any:
+    """Gives the ``Observer`` of the family that learns, attached to a model built from ``learning(knobs)``."""
+    name = next(iter(_learners(knobs)))
+    return importlib.import_module(families()[name].modules).Observer(model)
+
+
+def _learners(knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, values in split(knobs).items():
+        conditions = families()[name].learns
+        if conditions and all(condition.holds(values) for condition in conditions):
+            found[name] = values
+    return found
+
+
+def _with_learners(knobs: Mapping[str, Any], change: Callable[[str, dict[str, Any]], Mapping[str, Any]]) -> Any:
+    learners = _learners(knobs)
+    if not learners:
+        return None
+    rest = {key: value for key, value in knobs.items() if key.partition(".")[0] not in learners}
+    changed = {f"{name}.{key}": value for name, values in learners.items() for key, value in change(name, values).items()}
+    return {**rest, **changed}
+
+
+def _patch_module(name: str) -> Any:
+    return importlib.import_module(f"spaces.{name}.patch")
 
 
 def add_mixin(model: dict[str, Any], mixin: Mapping[str, Any]) -> dict[str, Any]:

@@ -234,6 +234,15 @@ class Space:
         present = split(design)
         return any(part.family.on_images for part in self.families if part.family.name in present)
 
+    def learns(self, design: Mapping[str, Any]) -> bool:
+        """Says whether a part of the network is learned and then fixed: its cost is known only after that."""
+        present = split(design)
+        return any(
+            bool(part.family.learns) and all(condition.holds(present[part.family.name]) for condition in part.family.learns)
+            for part in self.families
+            if part.family.name in present
+        )
+
     def architecture(self, design: Mapping[str, Any]) -> Design:
         """Keeps the knobs that change the network; designs that agree on these share cost and speed."""
         when = {f"{part.family.name}.{knob.name}": knob.when for part in self.families for knob in part.full}
@@ -255,10 +264,9 @@ def build_space(families: Mapping[str, Mapping[str, Any] | None], base: BaseFact
     parts = []
     for name in sorted(families):
         family = find_family(name, who)
-        if base.head not in family.heads:
-            raise UserError(
-                f"{who}.{name}: works on {choices(family.heads)}, but the base {base.detector} has {base.head}."
-            )
+        refusal = family.refusal(base)
+        if refusal:
+            raise UserError(f"{who}.{name}: {refusal}")
         full = family.knobs(base)
         narrowed = {knob.name: knob for knob in full}
         always = False
@@ -293,7 +301,7 @@ def full_space(base: BaseFacts) -> Space:
     """The space of every family that works on ``base``."""
     from spaces.registry import families
 
-    fitting = {name: None for name, family in families().items() if base.head in family.heads}
+    fitting = {name: None for name, family in families().items() if not family.refusal(base)}
     if not fitting:
         heads = sorted({head for family in families().values() for head in family.heads})
         raise UserError(f"base: no family works on {base.head} of {base.detector}; they work on {choices(heads)}.")

@@ -119,6 +119,7 @@ class Conductor:
             "counted": self._counted,
             "timed": self._timed,
             "epoch": self._epoch,
+            "learned": self._learned,
             "swept": self._swept,
             "done": self._done,
         }[report.phase]
@@ -142,7 +143,11 @@ class Conductor:
         self._seconds.pop(number, None)
         study = self.study
         speed = None
-        known = self.store.speed(self._speed_key(record.knobs))
+        learns = self.space.learns(record.knobs)
+        # A network that is learned is like no other's; once it was timed, its own start needs no time again.
+        known = record.metrics if learns and "latency_ratio" in record.metrics else None
+        if not learns:
+            known = self.store.speed(self._speed_key(record.knobs))
         if known is not None and "latency_ratio" not in record.metrics:
             # Measured with another design of the same architecture; a trainer that is not asked to time says nothing.
             self.store.update(number, self._in_ms(known), {}, record.compute_hours * 3600)
@@ -199,7 +204,9 @@ class Conductor:
         attrs = {**report.attrs, "speed_kind": self._speed_device}
         self.store.update(number, self._in_ms(report.metrics), attrs, seconds)
         # After the trial's own figures: once the speed is known here, no start of it is asked to time again.
-        self.store.set_speed(self._speed_key(self.store.record(number).knobs), report.metrics)
+        knobs = self.store.record(number).knobs
+        if not self.space.learns(knobs):
+            self.store.set_speed(self._speed_key(knobs), report.metrics)
         return self._still_feasible(number)
 
     def _epoch(self, number: int, report: TrialReport, seconds: float) -> bool:
@@ -218,6 +225,11 @@ class Conductor:
         if decided.startswith("stop"):
             self._end(number, TrialState.STOPPED, reason=f"at epoch {report.epoch}: {decided.partition(': ')[2]}")
             return False
+        self._tell(self.store.record(number))
+        return True
+
+    def _learned(self, number: int, report: TrialReport, seconds: float) -> bool:
+        self.store.update(number, report.metrics, report.attrs, seconds)
         self._tell(self.store.record(number))
         return True
 
@@ -301,8 +313,10 @@ class Conductor:
         accuracy = self.study.objectives[0].metric
         at_rung = next(item.metrics for item in record.curve if item.epoch == epoch)
         late = self.space.on_images(record.knobs)
+        # While a network learns, what it will cost is not known, not even to those that come here later.
+        learning = self.space.learns(record.knobs) and epoch <= record.attrs.get("learning_epochs", epoch)
         costs = [
-            None if late and item.metric not in _STATIC else record.metrics.get(item.metric)
+            None if learning or (late and item.metric not in _STATIC) else record.metrics.get(item.metric)
             for item in self.study.objectives[1:]
             if item.direction == "minimize"
         ]

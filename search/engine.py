@@ -93,7 +93,13 @@ def prepare_space(study: Study) -> Space:
         UserError: Whatever is wrong with them.
     """
     space = study_space(study, facts(load_base(study.base, trained=True).model.to_dict(), f"base {study.base}"))
-    listed(study, space)
+    designs = listed(study, space)
+    learns = any(space.learns(named.knobs) for named in designs) if study.designs else space.may_learn()
+    if learns and study.budget.epochs < 2:
+        raise UserError(
+            f"budget.epochs: must be 2 or more, since a part of the network is learned before it is fine-tuned, "
+            f"but got {study.budget.epochs}."
+        )
     return space
 
 

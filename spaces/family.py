@@ -31,9 +31,10 @@ class Family:
             when they do: for conflicts that only some values have.
         on_images: Whether the latency of a design depends on the image and on the trained weights, so that it is
             measured on the trained detector with validation images and never shared between designs.
-        learns: Where all of these hold, a part of the network is learned in a first phase of the training and then fixed,
-            so that cost and latency are known only after it. The family's ``patch.py`` then has ``learning`` and
-            ``settled``, its ``modules.py`` ``Observer``. Empty: never.
+        learns: Where all of these hold, a part of the network is learned in a first phase of the training and then
+            fixed, so that cost and latency are known only after it. The family's ``patch.py`` then has ``learning``,
+            ``settled`` and ``summary``, its ``modules.py`` ``Observer``, its knobs ``learn_share`` and ``transfer``.
+            Empty: never.
         export_limits: Export formats that it forbids, each with the reason.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spaces.base import dense_part, plain_type
@@ -64,6 +64,37 @@ def observer(knobs: Mapping[str, Any], model: Any) -> Any:
     return importlib.import_module(families()[name].modules).Observer(model)
 
 
+def learning_share(knobs: Mapping[str, Any]) -> float:
+    """Gives the share of the epochs in which a design learns."""
+    values: dict[str, Any] = next(iter(_learners(knobs).values()))
+    return float(values["learn_share"])
+
+
+def transfers(knobs: Mapping[str, Any]) -> bool:
+    """Says whether the settled network starts from the learning one's weights."""
+    values: dict[str, Any] = next(iter(_learners(knobs).values()))
+    return bool(values["transfer"])
+
+
+def summary(knobs: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Any]:
+    """Averages what an ``observer`` gave for each image."""
+    found: dict[str, Any] = _patch_module(next(iter(_learners(knobs)))).summary(rows)
+    return found
+
+
+def translated(knobs: Mapping[str, Any], weights: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Gives weights of the base, or of a learning network, under the names and shapes of a design's model.
+
+    A family that renames or cuts weights has ``translate`` in its ``modules.py``; all others leave them.
+    """
+    found = dict(weights)
+    for name in split(knobs):
+        translate = getattr(importlib.import_module(families()[name].modules), "translate", None)
+        if translate is not None:
+            found = translate(found, model)
+    return found
+
+
 def _learners(knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found = {}
     for name, values in split(knobs).items():
@@ -73,13 +104,16 @@ def _learners(knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _with_learners(knobs: Mapping[str, Any], change: Callable[[str, dict[str, Any]], Mapping[str, Any]]) -> Any:
+def _with_learners(
+    knobs: Mapping[str, Any], change: Callable[[str, dict[str, Any]], Mapping[str, Any]]
+) -> dict[str, Any] | None:
     learners = _learners(knobs)
     if not learners:
         return None
     rest = {key: value for key, value in knobs.items() if key.partition(".")[0] not in learners}
-    changed = {f"{name}.{key}": value for name, values in learners.items() for key, value in change(name, values).items()}
-    return {**rest, **changed}
+    for name, values in learners.items():
+        rest.update({f"{name}.{key}": value for key, value in change(name, values).items()})
+    return rest
 
 
 def _patch_module(name: str) -> Any:

@@ -237,11 +237,17 @@ class Space:
     def learns(self, design: Mapping[str, Any]) -> bool:
         """Says whether a part of the network is learned and then fixed: its cost is known only after that."""
         present = split(design)
+        learners = [part.family for part in self.families if part.family.learns and part.family.name in present]
+        return any(all(test.holds(present[family.name]) for test in family.learns) for family in learners)
+
+    def may_learn(self) -> bool:
+        """Says whether any design that can be proposed learns a part of its network."""
         return any(
-            bool(part.family.learns) and all(condition.holds(present[part.family.name]) for condition in part.family.learns)
+            all(test.value in (knob.values() or ()) for test in part.family.learns for knob in part.knobs
+                if knob.name == test.knob)
             for part in self.families
-            if part.family.name in present
-        )
+            if part.family.learns
+        )  # fmt: skip
 
     def architecture(self, design: Mapping[str, Any]) -> Design:
         """Keeps the knobs that change the network; designs that agree on these share cost and speed."""

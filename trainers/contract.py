@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-Phase = Literal["counted", "timed", "epoch", "swept", "done"]
+Phase = Literal["counted", "timed", "epoch", "learned", "swept", "done"]
 
 
 class StopTrial(BaseException):
@@ -159,7 +159,9 @@ class TrialReport:
     Attributes:
         phase: ``counted`` (MACs and parameters), ``timed`` (latency; absent when the request has no ``speed``),
             ``epoch`` (after each epoch's validation, its checkpoint being on disk), ``swept`` (one setting of the
-            inference knobs on the trained detector; ``attrs`` has its ``index``), ``done`` (the last one).
+            inference knobs on the trained detector; ``attrs`` has its ``index``), ``done`` (the last one). Where a part
+            of the network is learned first: ``learned`` after the first phase, before ``counted`` and ``timed``, which
+            are then those of the settled network; ``attrs`` has ``scales`` and ``learning_epochs``.
         epoch: Finished epochs, 0 before the first.
         metrics: Figures that are new in this message, by the names of ``TrialRecord.metrics``.
         seconds: Wall time of this start of the trial so far.

@@ -14,10 +14,11 @@ from mmengine.config import Config
 
 from spaces import patching
 from spaces.errors import HeadwayError
-from trainers import checkpoint, rotated
+from trainers import checkpoint, learning, rotated
 from trainers.config import DataFacts, read_facts, trial_config
 from trainers.contract import Report, TrialFailed, TrialReport, TrialRequest
 from trainers.means import PeakMemory, settle
+from trainers.weights import copy_matching, read_weights
 
 _VERSIONS = ("torch", "onedl-mmdetection", "onedl-mmcv", "onedl-mmengine", "mmdet", "mmcv", "mmengine", "pycocotools")
 
@@ -29,6 +30,9 @@ def train(request: TrialRequest, report: Report) -> None:
     on disk, one ``swept`` for each setting of the inference knobs, then ``done``. A continued trial reports ``counted``
     and ``timed`` only when asked to time, and the epoch of its checkpoint again. May be called in any thread.
 
+    A design that learns a part of its network trains the learning network first, reporting its epochs; then come
+    ``learned``, ``counted`` and ``timed``, those of the settled network, and its epochs, which are counted on.
+
     Args:
         request: The trial.
         report: Takes the messages; may raise ``StopTrial``.
@@ -38,7 +42,11 @@ def train(request: TrialRequest, report: Report) -> None:
         UserError: The base, the data or the weights cannot be used.
         StopTrial: ``report`` raised it.
     """
-    _Trial(request, report).run()
+    settle(request.threads)
+    if patching.learning(request.knobs) is None:
+        _Trial(request, report).run()
+    else:
+        _learn_then_train(request, report)
 
 
 def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
@@ -70,12 +78,82 @@ def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
     return channels_last(model) if device == "cpu" else model.to(device)
 
 
-class _Trial:
-    """One start of a trial."""
+def _learn_then_train(request: TrialRequest, report: Report) -> None:
+    """Runs a trial of two phases, from the newest state of either."""
+    first = learning.first_phase(request)
+    begin = time.monotonic()
+    learned = learning.read(request)
+    if learned is None:
 
-    def __init__(self, request: TrialRequest, report: Report) -> None:
+        def epochs_only(message: TrialReport) -> None:
+            if message.phase == "epoch":
+                report(message)
+
+        _Trial(first, epochs_only).run()
+        learned = _settle(request)
+        learning.write(request, learned)
+    attrs = {"scales": learned.scales, "scale_images": learned.images, "learning_epochs": first.epochs}
+    seconds = time.monotonic() - begin
+    report(TrialReport(phase="learned", epoch=first.epochs, metrics=learned.metrics, seconds=seconds, attrs=attrs))
+
+    def later(message: TrialReport) -> None:
+        epoch = message.epoch + first.epochs if message.phase in ("epoch", "swept", "done") else message.epoch
+        report(replace(message, epoch=epoch, seconds=message.seconds + seconds))
+
+    _Trial(learning.second_phase(request, learned), later, learned_from=request).run()
+
+
+def _settle(request: TrialRequest) -> learning.Learned:
+    """Observes a trained learning network, settles it, and measures both before any further training."""
+    from trainers import speed, sweep
+
+    first = learning.first_phase(request)
+    facts = read_facts(request.data)
+    weights, meta = learning.weights(request)
+    config = trial_config(first, facts)
+    learner = build_model(config, request.seed, request.device)
+    learner.load_state_dict(weights)
+    scales, images = learning.observe(request, config, learner)
+    found = learning.Learned(scales=scales, images=images, metrics={})
+
+    second = learning.second_phase(request, found)
+    settled_config = trial_config(second, facts)
+    settled = build_model(settled_config, request.seed, request.device)
+    patching.check_built(settled, second.knobs)
+    copy_matching(patching.translated(second.knobs, weights, settled), settled)
+    metrics = {f"learned_{name}": meta["metrics"][name] for name in meta["metrics"] if name.startswith("bbox_mAP")}
+    metrics |= {f"decomposed_{name}": value for name, value in sweep.validate(settled_config, settled).items()}
+    asked = request.speed
+    if asked is not None:
+        base = build_model(trial_config(replace(request, knobs={}), facts), request.seed, request.device)
+        latency = speed.measure(
+            learner.to(asked.device),
+            base.to(asked.device),
+            speed.make_inputs(asked.size, asked.batch),
+            pairs=asked.pairs,
+            seconds=asked.seconds,
+            device=asked.device,
+            postprocess=asked.postprocess,
+            lease=asked.lease,
+        )
+        metrics["learning_latency_ratio"] = latency.ratio
+        metrics["learning_latency_ratio_q1"], metrics["learning_latency_ratio_q3"] = latency.q1, latency.q3
+    return replace(found, metrics=metrics)
+
+
+class _Trial:
+    """One start of a trial, or of one of its phases.
+
+    Args:
+        request: What to train.
+        report: Takes the messages.
+        learned_from: The whole trial's request where this is its second phase.
+    """
+
+    def __init__(self, request: TrialRequest, report: Report, learned_from: TrialRequest | None = None) -> None:
         self._request = request
         self._send = report
+        self._learned_from = learned_from
         self._begin = time.monotonic()
         self._folder = Path(request.folder)
         self._copied: dict[str, float] = {}
@@ -83,7 +161,6 @@ class _Trial:
     def run(self) -> None:
         """Counts, times, trains."""
         request = self._request
-        settle(request.threads)
         self._folder.mkdir(parents=True, exist_ok=True)
         mark = checkpoint.fingerprint(request)
         found = checkpoint.newest(self._folder, mark)
@@ -129,11 +206,13 @@ class _Trial:
 
     def _start_weights(self, base: Any, model: Any) -> None:
         """Gives a detector the weights that all trials of the study start from."""
-        from trainers.weights import copy_matching, read_weights
-
-        self._copied["copied_from_base"] = copy_matching(base.state_dict(), model)
-        if self._request.weights != "scratch":
-            weights = read_weights(self._request.weights)
+        knobs = self._request.knobs
+        self._copied["copied_from_base"] = copy_matching(patching.translated(knobs, base.state_dict(), model), model)
+        if self._learned_from is not None and patching.transfers(self._learned_from.knobs):
+            weights, _ = learning.weights(self._learned_from)
+            self._copied["copied_from_learned"] = copy_matching(patching.translated(knobs, weights, model), model)
+        elif self._request.weights != "scratch":
+            weights = patching.translated(knobs, read_weights(self._request.weights), model)
             self._copied["copied_from_weights"] = copy_matching(weights, model)
             # The base is timed, never trained; the share tells a warm start that fits nothing from one that does.
             if not self._copied["copied_from_weights"]:
@@ -194,7 +273,11 @@ class _Trial:
         peak = PeakMemory(request.device)
         seed_all(request.seed)
         runner = TrialRunner(config, model, resume)
-        meta = resume["meta"] if resume else {"train_seconds": 0.0, "val_seconds": 0.0}
+        meta: Mapping[str, Any] = {"train_seconds": 0.0, "val_seconds": 0.0}
+        if resume:
+            meta = resume["meta"]
+        elif self._learned_from is not None:
+            _, meta = learning.weights(self._learned_from)
         end = EpochEnd(
             folder=self._folder,
             mark=mark,

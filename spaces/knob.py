@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as fields_of
 from typing import Any, ClassVar, Literal
 
 from spaces.errors import UserError, choices, unknown
@@ -184,6 +185,84 @@ class Choice(Knob):
 
     def extremes(self) -> tuple[Any, ...]:
         return self.proposed or self.choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(Choice):
+    """A number in [low, high] of which only ``choices`` are proposed where the user does not narrow the knob."""
+
+    low: float
+    high: float
+    kind: ClassVar[str] = "number"
+    narrowing: ClassVar[Mapping[str, str]] = {"low": "low", "high": "high", "step": "step"}
+
+    def legal(self) -> str:
+        return f"[{self.low:g}, {self.high:g}]"
+
+    def check(self, value: Any, who: str) -> float:
+        return self._range().check(value, who)
+
+    def _is_value(self, spec: list[Any]) -> bool:
+        return False
+
+    def _bounded(self, fields: dict[str, Any], who: str) -> Knob:
+        return self._range()._bounded(fields, who)
+
+    def _range(self) -> Float:
+        shared = {item.name: getattr(self, item.name) for item in fields_of(Knob)}
+        return Float(**shared, low=self.low, high=self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Choice):
+    """Numbers by name, kept as tuples (name, number, ...) sorted by name.
+
+    Written as a mapping ``{name: [number, ...]}`` or as a list of ``[name, number, ...]``. Where the user does not
+    narrow the knob, only ``choices`` are proposed.
+
+    Attributes:
+        names: The legal names; a table has some of them.
+        width: Numbers of each name.
+        high: Largest legal number; the smallest is 0.
+    """
+
+    choices: tuple[Any, ...] = ((),)
+    names: tuple[str, ...]
+    width: int
+    high: float
+    kind: ClassVar[str] = "table"
+
+    def legal(self) -> str:
+        numbers = "a number" if self.width == 1 else f"{self.width} numbers"
+        return f"a table of {numbers} in [0, {self.high:g}] by name ({{NAME: [...]}} or [[NAME, ...]])"
+
+    def check(self, value: Any, who: str) -> tuple[Any, ...]:
+        rows = [[name, *_items(numbers)] for name, numbers in value.items()] if isinstance(value, Mapping) else value
+        if not isinstance(rows, (list, tuple)) or not all(_is_row(row) for row in rows):
+            raise UserError(f"{who}: must be {self.legal()}, but got {value!r}. {self.note}".rstrip())
+        table: dict[str, tuple[float, ...]] = {}
+        for name, *numbers in rows:
+            if name not in self.names:
+                raise unknown(who, name, self.names)
+            if name in table:
+                raise UserError(f"{who}: must name each at most once, but got {name} twice.")
+            if len(numbers) != self.width or not all(map(self._fits, numbers)):
+                raise UserError(
+                    f"{who}: {name}: must be {self.width} numbers in [0, {self.high:g}], but got {numbers!r}."
+                )
+            table[name] = tuple(map(float, numbers))
+        return tuple((name, *table[name]) for name in sorted(table))
+
+    def _fits(self, number: Any) -> bool:
+        return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 <= number <= self.high
+
+    def narrow(self, spec: Any, who: str) -> Knob:
+        if isinstance(spec, Mapping):
+            return self._among([self.check(spec, who)])
+        return super().narrow(spec, who)
+
+    def _is_value(self, spec: list[Any]) -> bool:
+        return all(map(_is_row, spec))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,8 +458,16 @@ def knob_from_json(value: Mapping[str, Any]) -> Knob:
     )
     if "shorthand" in value:
         fields["shorthand"] = {key: tuple(items) for key, items in value["shorthand"]}
-    kinds = {cls.kind: cls for cls in (Choice, Float, Integer, Subset)}
+    kinds = {cls.kind: cls for cls in (Choice, Float, Integer, Number, Subset, Table)}
     return kinds[value["kind"]](**fields)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, (list, tuple)) and len(row) > 0 and isinstance(row[0], str)
 
 
 def _within(sweep: tuple[Any, ...], low: float, high: float) -> tuple[Any, ...]:

@@ -396,11 +396,14 @@ def _run_roi_head(roi_head: Any, features: tuple[Tensor, ...]) -> None:
 
 
 def _pool_shape_only(extractor: Any) -> None:
-    """Replaces RoI pooling, which counts nothing and needs data."""
+    """Replaces RoI pooling, which counts nothing and needs data; convolutions before it (R-FCN's) still run."""
     output = extractor.roi_layers[0].output_size
     height, width = output if isinstance(output, (list, tuple)) else (output, output)
+    convolved = getattr(extractor, "maps", None)
 
     def forward(features: tuple[Tensor, ...], rois: Tensor, *_: Any, **__: Any) -> Tensor:
+        if convolved:
+            convolved(features)
         return features[0].new_zeros(len(rois), extractor.out_channels, height, width)
 
     extractor.forward = forward

@@ -126,27 +126,33 @@ def observe(request: TrialRequest, config: Config, model: Any) -> tuple[dict[str
 
     dataset = DATASETS.build(copy.deepcopy(config["train_dataloader"]["dataset"]))
     flips = any(step["type"] == "RandomFlip" for step in config["train_dataloader"]["dataset"]["pipeline"])
-    total = max(IMAGES, len(dataset)) if flips else len(dataset)
-    total = min(total, IMAGES) if len(dataset) >= IMAGES else total
-    order = [
-        index
-        for turn in range(-(-total // len(dataset)))
-        for index in torch.randperm(len(dataset), generator=torch.Generator().manual_seed(turn)).tolist()
-    ][:total]
-
+    order = images_to_observe(len(dataset), flips)
     path = Path(request.folder) / FOLDER / "observed.jsonl"
     mark = checkpoint.fingerprint(first_phase(request))
     rows = _read_rows(path, mark)
     model.eval()
     observer = patching.observer(request.knobs, model)
     with torch.no_grad(), observer:
-        for place in range(len(rows), total):
+        for place in range(len(rows), len(order)):
             seed_all(request.seed, 1 + place)
             model.test_step(pseudo_collate([dataset[order[place]]]))
-            if (place + 1) % _ROWS_A_WRITE == 0 or place + 1 == total:
+            if (place + 1) % _ROWS_A_WRITE == 0 or place + 1 == len(order):
                 rows += observer.rows()
                 _write_rows(path, mark, rows)
-    return patching.summary(request.knobs, rows), min(total, len(dataset))
+    return patching.summary(request.knobs, rows), len(set(order))
+
+
+def images_to_observe(count: int, flips: bool) -> list[int]:
+    """Gives the order in which the images of a split are looked at: 500, or fewer where there are no others.
+
+    Args:
+        count: Images of the split.
+        flips: Whether an image may come out mirrored, so that a second look at it tells more.
+    """
+    turns = -(-IMAGES // count) if flips else 1
+    generator = torch.Generator().manual_seed(0)
+    order = [index for _ in range(turns) for index in torch.randperm(count, generator=generator).tolist()]
+    return order[:IMAGES]
 
 
 def _read_rows(path: Path, mark: str) -> list[Any]:

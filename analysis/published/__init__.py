@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from analysis.published import ddod, querydet, slimhead
+from analysis.published import ddod, keyparts, pod, querydet, slimhead
 from analysis.published.table import UNITS, Row, Table
 
-TABLES: tuple[Table, ...] = (*slimhead.TABLES, *ddod.TABLES, *querydet.TABLES)
-PAPERS: dict[str, str] = {"slimhead": slimhead.TITLE, "ddod": ddod.TITLE, "querydet": querydet.TITLE}
+TABLES: tuple[Table, ...] = (*slimhead.TABLES, *ddod.TABLES, *querydet.TABLES, *keyparts.TABLES, *pod.TABLES)
+PAPERS: dict[str, str] = {
+    "slimhead": slimhead.TITLE,
+    "ddod": ddod.TITLE,
+    "querydet": querydet.TITLE,
+    "keyparts": keyparts.TITLE,
+    "pod": pod.TITLE,
+}
 
 __all__ = ["PAPERS", "TABLES", "UNITS", "Row", "Table", "tables"]
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+# The blocks of a ResNet whose learned dilations are printed (POD, table 3): R46 is the sixth of conv4.
+BLOCKS = ("R31", "R34", "R41", "R46", "R51", "R53")
 
 # Of all printed figures, by column. AP over IoU 0.50 to 0.95 unless a threshold is named; of boxes unless masks are.
+# mAP is VOC's, at IoU 0.50. A head is all that a two-stage detector does with a RoI. A dilation's +- is the standard
+# deviation over images.
 UNITS: Mapping[str, str] = {
+    "head params": "10^6",
+    "head size": "MB",
+    "head GMACs": "10^9",
+    "mAP": "%",
     **dict.fromkeys(("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"), "%"),
     **dict.fromkeys(("mask AP", "mask AP50", "mask AP75"), "%"),
     **dict.fromkeys(("AR_1", "AR_10", "AR_100", "AR_500"), "%"),
     **dict.fromkeys(("Easy", "Medium", "Hard"), "%"),
     "FPS": "images/s",
+    "time": "ms",
     "memory": "MB",
+    **{column: "sites" for block in BLOCKS for column in (block, f"{block} +-")},
 }
 
 Knobs = Mapping[str, Mapping[str, Any]]
@@ -48,11 +59,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One published table.
+    """One published table, or the points of a figure that the text names.
 
     Attributes:
-        paper: ``slimhead``, ``ddod`` or ``querydet``.
+        paper: ``slimhead``, ``ddod``, ``querydet``, ``keyparts`` or ``pod``.
         number: As printed.
+        kind: ``table`` or ``figure``; the two are numbered apart.
         title: What it compares.
         data: Data set and split of the accuracies.
         device: What ``FPS`` was measured on, ``None`` without FPS.
@@ -61,6 +73,7 @@ class Table:
 
     paper: str
     number: int
+    kind: Literal["table", "figure"] = "table"
     title: str
     data: str
     device: str | None = None

@@ -237,7 +237,16 @@ class QueryHead:
 
     ``forward`` is the base head's: all levels, densely. Losses get their level weights and the query loss; ``predict``
     runs the cascade.
+
+    Attributes:
+        keep: Whether ``predict`` keeps the query probabilities, for pictures; off by default, and then nothing is kept
+            and nothing computed for it.
+        kept: Of the last ``predict``: ``queries`` (by level, ``P4`` first, (N, H, W) probabilities with NaN where the
+            cascade did not ask), ``strides`` (px, by level) and ``threshold``.
     """
+
+    keep = False
+    kept: dict | None = None
 
     # The last convolutions, and how many maps they give for a level.
     predictors: tuple[str, ...] = ()
@@ -374,6 +383,10 @@ class QueryHead:
     def predict(self, x: tuple[Tensor, ...], batch_data_samples: list, rescale: bool = False) -> list:
         """As the base head's, from the levels that ``cascade`` computes; densely with a threshold of 0."""
         if not self.threshold:
+            if self.keep:
+                self._keep_none(x)
+                for index in range(1, self.start + 1):
+                    self._keep(index, self.level(index, x[index])[1])
             return super().predict(x, batch_data_samples, rescale=rescale)
         levels = self.cascade(x)
         priors = [self._priors(level) for level in levels]
@@ -410,6 +423,9 @@ class QueryHead:
         outs, logits = self.level(self.start, x[self.start])
         levels.insert(0, Level(self.start, tuple(x[self.start].shape[2:]), outs))
         queries = (logits[:, 0].float().sigmoid() > self.threshold).nonzero()
+        if self.keep:
+            self._keep_none(x)
+            self._keep(self.start, logits)
         for index in reversed(range(self.start)):
             shape = (len(x[index]), *x[index].shape[2:])
             cells = key_cells(queries)
@@ -420,7 +436,28 @@ class QueryHead:
             levels.insert(0, Level(index, shape[1:], outs, keys))
             if index:
                 queries = keys.cells[scores[:, 0].float().sigmoid() > self.threshold]
+                if self.keep:
+                    self._keep(index, scores, keys)
         return levels
+
+    def _keep_none(self, x: tuple[Tensor, ...]) -> None:
+        """Starts to keep: no level has asked yet."""
+        strides = {index: self.prior_generator.strides[index][0] for index in range(self.start, 0, -1)}
+        maps = {index: x[index].new_full((len(x[index]), *x[index].shape[2:]), torch.nan) for index in strides}
+        self.kept = {
+            "queries": {_level_name(strides[index]): maps[index].float() for index in strides},
+            "strides": {_level_name(stride): stride for stride in strides.values()},
+            "threshold": self.threshold,
+        }
+
+    def _keep(self, index: int, logits: Tensor, keys: Sites | None = None) -> None:
+        """Keeps the probabilities of a level from its (N, 1, H, W) query logits, or (k, 1) at its keys."""
+        kept = self.kept["queries"][_level_name(self.prior_generator.strides[index][0])]
+        found = logits.detach()[:, 0].float().sigmoid()
+        if keys is None:
+            kept[:] = found
+        else:
+            kept[keys.cells.unbind(1)] = found
 
     def level(self, index: int, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The outputs of one level, and its query logits where it may query."""
@@ -522,6 +559,11 @@ class _Collecting:
         self.head.collected = None
 
 
+def _level_name(stride: int) -> str:
+    """``P4`` for a stride of 16 px."""
+    return f"P{round(math.log2(stride))}"
+
+
 def _middle(patches: Tensor) -> Tensor:
     """(b, C', s, t) to the (4 * b, C') values in the middle 2x2, row by row; s and t are even."""
     top, left = (side // 2 - 1 for side in patches.shape[2:])
@@ -593,7 +635,7 @@ def mismatch(model: nn.Module, values: dict) -> str | None:
     if not isinstance(head, QueryHead):
         return f"the head is a plain {type(head).__name__}"
     strides = [stride[0] for stride in head.prior_generator.strides]
-    built = {"p2": head.finer, "start": f"P{round(math.log2(strides[head.start]))}"}
+    built = {"p2": head.finer, "start": _level_name(strides[head.start])}
     if "rpn_convs" in values:
         built["rpn_convs"] = head.num_convs
     wanted = {name: values[name] for name in built}

@@ -1,0 +1,158 @@
+"""The front over one or two objectives. The first is the vertical axis, the second the horizontal one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnchoredText
+
+from analysis.plots.look import BLUE, GREY, INK, SHADE, VERMILION, dress, dress_page, head
+from analysis.plots.words import hover, named, tag, tags, write_list
+from analysis.record import Objective, TrialRecord
+from analysis.view import View, missing, view_of
+
+
+def pair_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective], *, title: str) -> go.Figure:
+    """Draws the front for an interactive page, see ``pareto_html``."""
+    view = view_of(trials, objectives)
+    page = go.Figure()
+    corner = view.behind()
+    if corner is not None:
+        left, right, bottom, top = corner
+        page.add_shape(
+            type="rect", x0=left, x1=right, y0=bottom, y1=top, fillcolor=SHADE, opacity=0.6, line_width=0, layer="below"
+        )
+    if view.stepped and view.x is not None:
+        page.add_trace(
+            go.Scatter(
+                x=view.xs(view.members),
+                y=view.ys(view.members),
+                mode="lines",
+                line={"color": BLUE, "width": 3, "shape": "vh" if view.x.maximize else "hv"},
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        )
+    plain = [[t for t in group if not t.baseline] for group in (view.faint, view.members)]
+    _scatter(page, view, plain[0], objectives, "dominated", {"color": GREY, "size": 11, "opacity": 0.45})
+    _scatter(page, view, plain[1], objectives, "front", {"color": BLUE, "size": 16})
+    if view.baseline is not None:
+        look = {"color": VERMILION, "size": 22, "symbol": "star"}
+        _scatter(page, view, [view.baseline], objectives, "baseline", look)
+    said = missing(view)
+    if said is not None:
+        place = {"x": 0.5, "y": 0.9, "xref": "paper", "yref": "paper", "showarrow": False}
+        page.add_annotation(text=said.replace("\n", "<br>"), font={"size": 22, "color": INK}, **place)
+    dress_page(page, title, view.note)
+    shown = bool(view.members)
+    page.update_xaxes(title=view.xlabel, range=view.xlim, zeroline=False, showticklabels=shown, automargin=True)
+    page.update_yaxes(title=view.ylabel, range=view.ylim, zeroline=False, showticklabels=shown, automargin=True)
+    return page
+
+
+def _scatter(
+    page: go.Figure,
+    view: View,
+    trials: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    name: str,
+    look: dict[str, Any],
+) -> None:
+    if not trials:
+        return
+    spoken = name == "front"
+    spreads = [view.spread(trial) for trial in trials]
+    bars: dict[str, Any] = {}
+    if spoken and any(spreads):
+        bars["error_x"] = {
+            "array": [spread[1] if spread else 0 for spread in spreads],
+            "arrayminus": [spread[0] if spread else 0 for spread in spreads],
+            "thickness": 1.5,
+            "width": 4,
+            "color": BLUE,
+        }
+    page.add_trace(
+        go.Scatter(
+            x=view.xs(trials),
+            y=view.ys(trials),
+            mode="markers+text" if spoken else "markers",
+            name=name,
+            marker={**look, "line": {"color": "white", "width": 1.5}},
+            text=tags(view, trials),
+            textposition="top left" if view.x is not None and not view.x.maximize else "top right",
+            textfont={"size": 15, "color": BLUE},
+            hovertext=[hover(trial, objectives, view.baseline, name) for trial in trials],
+            hovertemplate="%{hovertext}<extra></extra>",
+            **bars,
+        )
+    )
+
+
+def pair_picture(trials: Sequence[TrialRecord], objectives: Sequence[Objective], *, title: str) -> Figure:
+    """Draws the front as a picture of 12 x 6.75 inches, see ``pareto_png``."""
+    view = view_of(trials, objectives)
+    picture = Figure(figsize=(12, 6.75), dpi=150)
+    canvas = FigureCanvasAgg(picture)
+    axes = picture.add_axes((0.07, 0.11, 0.60 if view.members else 0.90, 0.74))
+    head(picture, title, view.note)
+    corner = view.behind()
+    if corner is not None:
+        left, right, bottom, top = corner
+        axes.fill_between([left, right], bottom, top, color=SHADE, alpha=0.6, linewidth=0, zorder=0)
+    if view.stepped and view.x is not None:
+        look = "steps-pre" if view.x.maximize else "steps-post"
+        axes.plot(view.xs(view.members), view.ys(view.members), drawstyle=look, color=BLUE, linewidth=2, zorder=2)
+    plain = [[t for t in group if not t.baseline] for group in (view.faint, view.members)]
+    looks: list[tuple[list[TrialRecord], str, str, float, str, float]] = [
+        (plain[0], "dominated", GREY, 50, "o", 0.5),
+        (plain[1], "front", BLUE, 110, "o", 1.0),
+        ([view.baseline] if view.baseline else [], "baseline", VERMILION, 300, "*", 1.0),
+    ]
+    for order, (group, name, colour, size, symbol, opacity) in enumerate(looks, start=3):
+        if not group:
+            continue
+        axes.scatter(
+            view.xs(group),
+            view.ys(group),
+            s=size,
+            marker=symbol,
+            alpha=opacity,
+            color=colour,
+            edgecolors="white",
+            linewidths=1,
+            zorder=order,
+            label=name,
+        )
+    for trial in plain[1]:
+        spread = view.spread(trial)
+        if spread is not None:
+            x, y = view.xs([trial])[0], view.ys([trial])[0]
+            axes.errorbar(x, y, xerr=[[spread[0]], [spread[1]]], color=BLUE, linewidth=1.2, capsize=3, zorder=2)
+    axes.set_xlim(*view.xlim)
+    axes.set_ylim(*view.ylim)
+    dress(axes, view.xlabel, view.ylabel)
+    said = missing(view)
+    if said is not None:
+        axes.add_artist(AnchoredText(said, loc="upper center", frameon=False, prop={"size": 14, "color": INK}))
+    if view.members:
+        # Above the plot, where no point can lie below it.
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=3,
+            fontsize=11,
+            frameon=False,
+            borderpad=0,
+            borderaxespad=0.2,
+        )
+        chosen = named(view.members, objectives)
+        write_list(picture, chosen, objectives, len(view.members))
+        tag(axes, canvas, view, view.members, chosen)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return picture

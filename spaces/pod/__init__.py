@@ -1,0 +1,1 @@
+"""Learned dilations in the backbone and in the towers."""

@@ -1,25 +1,27 @@
-"""Channels-last tensors on a CPU: oneDNN is faster with them, and mmcv's deformable operators are wrong."""
+"""Channels-last tensors on a CPU: oneDNN is faster with them, and mmcv's operators are wrong."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, RoIAlign, RoIAlignRotated, RoIPool
 from torch import Tensor, nn
+
+_OPERATORS = (DeformConv2d, ModulatedDeformConv2d, RoIAlign, RoIAlignRotated, RoIPool)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Turns a detector's weights to channels-last, in place, but for mmcv's own deformable convolutions.
+    """Turns a detector's weights to channels-last, in place, but for mmcv's own operators.
 
-    Those are VFNet's, and those that a base has in its backbone. On a CPU mmcv's version 1 refuses channels-last
-    tensors, and version 2 reads them as if they were not, which gives wrong numbers without a word. So they keep the
-    plain format, and hooks hand it to them and to their gradients. The convolutions of the family ``dcn`` do so by
-    themselves.
+    Those are the deformable convolutions of VFNet and of a base's backbone, and the pooling of RoIs. On a CPU mmcv's
+    deformable convolution of version 1 refuses channels-last tensors; that of version 2 and the pooling read them as if
+    they were not, which gives wrong numbers without a word. So they keep the plain format, and hooks hand it to them
+    and to their gradients. The convolutions of the family ``dcn`` do so by themselves.
     """
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():
-        if isinstance(module, (DeformConv2d, ModulatedDeformConv2d)) and _is_mmcvs(module):
+        if isinstance(module, _OPERATORS) and _is_mmcvs(module):
             module.to(memory_format=torch.contiguous_format)
             if not getattr(module, "_plain_format", False):
                 module.register_forward_pre_hook(_plain_inputs)

@@ -1,12 +1,13 @@
-"""Deformable convolutions of a base's own, in both memory formats."""
+"""mmcv's own operators in both memory formats."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, RoIAlign, RoIPool
 from torch import Tensor, nn
 
 from spaces.dcn.modules import ModulatedDeformableConv
@@ -42,3 +43,35 @@ def test_mmcvs_operator_alone_is_wrong() -> None:
     x = torch.randn(2, 8, 9, 11)
     with torch.no_grad():
         assert not torch.allclose(layer(x), layer(x.contiguous(memory_format=torch.channels_last)), atol=1e-3)
+
+
+class Pooled(nn.Module):
+    """A convolution, and RoIs pooled from its map."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.pool = kind(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rois = x.new_tensor([[0, 1.0, 1.0, 8.0, 6.0], [1, 0.5, 2.0, 5.0, 8.5]])
+        found: Tensor = self.pool(self.conv(x), rois)
+        return found
+
+
+@pytest.mark.parametrize("kind", [RoIAlign, RoIPool])
+def test_rois_are_pooled_from_the_right_places(kind: Any) -> None:
+    torch.manual_seed(0)
+
+    def make(size: int) -> Any:
+        return kind(size, 1.0, sampling_ratio=2) if kind is RoIAlign else kind(size, 1.0)
+
+    plain = Pooled(make)  # type: ignore[arg-type]
+    turned = channels_last(copy.deepcopy(plain))
+    x = torch.randn(2, 3, 9, 11)
+    one, other = plain(x), turned(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(other, one)
+    for mine, theirs in zip(plain.parameters(), turned.parameters(), strict=True):
+        (expected,) = torch.autograd.grad((one**2).sum(), mine, retain_graph=True)
+        (found,) = torch.autograd.grad((other**2).sum(), theirs, retain_graph=True)
+        torch.testing.assert_close(found, expected)

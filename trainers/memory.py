@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, RoIAlign, RoIAlignRotated, RoIPool
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, RoIAlign, RoIAlignRotated
 from torch import Tensor, nn
 
-_OPERATORS = (DeformConv2d, ModulatedDeformConv2d, RoIAlign, RoIAlignRotated, RoIPool)
+_OPERATORS = (DeformConv2d, ModulatedDeformConv2d, RoIAlign, RoIAlignRotated)
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -88,6 +88,17 @@ def _parser() -> argparse.ArgumentParser:
         json,
     )
     add(
+        "draw",
+        "draw what a bundle finds in images: boxes, key parts, query maps",
+        ("bundle", {"metavar": "BUNDLE", "help": "the bundle"}),
+        ("images", {"nargs": "+", "metavar": "IMAGE", "help": "image files, or folders of them"}),
+        ("--out", {"default": "pictures", "metavar": "DIR", "help": "where to write PNG files (default: pictures)"}),
+        ("--score", {"type": float, "default": 0.3, "help": "least score of what is drawn (default: 0.3)"}),
+        ("--objects", {"type": int, "default": 12, "help": "most objects with key parts an image (default: 12)"}),
+        ("--limit", {"type": int, "default": 50, "help": "most images of a folder (default: 50)"}),
+        json,
+    )
+    add(
         "tables",
         "the papers' tables beside what Headway counts and what was trained",
         ("paper", {"nargs": "?", "metavar": "PAPER", "help": "slimhead, ddod or querydet (default: all)"}),

@@ -170,6 +170,35 @@ def verify(options: argparse.Namespace) -> int:
     return 0 if found.ok else 1
 
 
+def draw(options: argparse.Namespace) -> None:
+    """``headway draw BUNDLE IMAGE...``."""
+    from dataclasses import asdict
+
+    from analysis.draw import Drawn, choose_images, draw_bundle
+
+    out = Path(options.out)
+
+    def progress(done: int, total: int, one: Drawn) -> None:
+        print(f"[{done}/{total}] {one.image}: {len(one.pictures)} pictures", file=sys.stderr, flush=True)
+
+    with _quiet_stdout(options.json):
+        chosen = choose_images([Path(word) for word in options.images], limit=options.limit, out=out)
+        for name, left in chosen.left.items():
+            print(f"{name}: the first {options.limit} images by name, {left} left out (--limit)", file=sys.stderr)
+        found = draw_bundle(
+            Path(options.bundle),
+            chosen.images,
+            out=out,
+            score=options.score,
+            objects=options.objects,
+            progress=progress,
+        )
+    if options.json:
+        _emit({"out": str(out.absolute()), "score": options.score, "images": [asdict(one) for one in found]})
+    else:
+        tables.print_drawn(found, options.score, out)
+
+
 def families(options: argparse.Namespace) -> None:
     """``headway families``."""
     from spaces.base import BackboneFacts, BaseFacts, RoiFacts

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from analysis.labels import short
@@ -17,6 +18,7 @@ from analysis.record import TrialRecord, TrialState
 from search.study import Study
 
 if TYPE_CHECKING:
+    from analysis.draw import Drawn
     from search.plan import Plan
 
 
@@ -216,6 +218,21 @@ def print_published(found: Sequence[Mapping[str, Any]], legend: str) -> None:
     without = sum(row["reason"] is not None for row in rows)
     some = f"{len(rows) - without} have a study, {trained} of them trained"
     console.print(f"{len(rows)} rows: {some}; {without} have none.")
+
+
+def print_drawn(found: Sequence[Drawn], score: float, out: Path) -> None:
+    """Prints which pictures were written."""
+    console = _console()
+    table = Table(title=f"Pictures in {out}")
+    table.add_column("image", overflow="fold")
+    table.add_column(f"detections from {score:g}", justify="right")
+    table.add_column("best score", justify="right")
+    table.add_column("pictures", overflow="fold")
+    for one in found:
+        best = "-" if one.best is None else f"{one.best:.2f}"
+        names = "\n".join(Path(file).name for file in one.pictures.values())
+        table.add_row(escape(one.image), str(one.detections), best, escape(names))
+    console.print(table)
 
 
 def print_plan(made: Plan, study: Study) -> None:

@@ -22,6 +22,7 @@ class Family:
         heads: Types of dense heads it works on; empty where any will do.
         box_heads: Types of box heads (of two-stage detectors) it works on; empty where it needs none.
         backbones: Types of backbones it works on; empty where any will do.
+        refuses: Says why it does not work on a base whose types fit, ``None`` when it does.
         knobs: Gives the knobs for a base.
         off: The family has no effect, and is dropped from a design, when any of these holds; a tuple holds when all of
             its conditions do.
@@ -45,6 +46,7 @@ class Family:
     heads: tuple[str, ...] = ()
     box_heads: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
+    refuses: Callable[[BaseFacts], str | None] = lambda base: None
     off: tuple[Condition | tuple[Condition, ...], ...] = ()
     illegal: Callable[[Mapping[str, Any], BaseFacts], str | None] = lambda values, base: None
     conflicts: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +73,7 @@ class Family:
                 return f"{rule}, but the base {base.detector} has {strange[0]}."
         if self.backbones and (base.backbone is None or base.backbone.kind not in self.backbones):
             return f"works on the backbones {choices(self.backbones, 'and')}, but the base {base.detector} has another."
-        return None
+        return self.refuses(base)
 
     @property
     def modules(self) -> str:

@@ -7,6 +7,7 @@ standard input and answers in JSON lines on standard output; what libraries prin
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -83,6 +84,23 @@ def detect(model: Any, images: list[str]) -> list[dict[str, Any]]:
     return found
 
 
+def look(model: Any, job: dict[str, Any], tell: Any) -> None:
+    """Tells what the bundle finds in image files, by trainers/look.py, which imports nothing of Headway."""
+    from mmdet.utils import get_test_pipeline_cfg
+
+    spec = importlib.util.spec_from_file_location("headway_look", job["program"])
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    pipeline = get_test_pipeline_cfg(model.cfg.copy())
+    classes = list(model.dataset_meta["classes"])
+    for index, image in enumerate(job["images"]):
+        try:
+            seen = program.look(model, pipeline, image, **job["arguments"])
+        except Exception as error:
+            raise RuntimeError(f"{image}: {type(error).__name__}: {error}") from error
+        tell("seen", [index, classes, seen])
+
+
 def measure(model: Any, annotations: str, images: str, tell: Any) -> dict[str, Any]:
     """Measures accuracy with mmdet's own data pipeline and metric."""
     import torch
@@ -151,6 +169,9 @@ def main() -> None:
         if job["detect"]:
             step = "running it on images"
             result["detections"] = detect(model, job["detect"])
+        if job["look"]:
+            step = "looking at an image with it"
+            look(model, job["look"], tell)
         if job["annotations"]:
             step = "measuring it on the validation images"
             result.update(measure(model, job["annotations"], job["images"], tell))

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,31 @@ BLOCKED = ("search", "spaces", "trainers", "analysis", "recipes", "ray", "optuna
 Progress = Callable[[int, int], None]
 
 _PROGRAM = Path(__file__).with_name("alone.py")
+# Imports nothing of Headway, so that its path is all that the program needs.
+_LOOK = Path(__file__).parents[2] / "trainers/look.py"
 _TAIL = 1500  # characters of its standard error that an error carries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """Images to look at with a bundle, as ``trainers.look`` does.
+
+    Attributes:
+        images: Image files.
+        arguments: Further arguments of ``trainers.look.look``.
+        seen: Called for each image with its index, the bundle's class names, and what was seen.
+    """
+
+    images: Sequence[Path]
+    arguments: Mapping[str, Any]
+    seen: Callable[[int, list[str], dict[str, Any]], None]
 
 
 def run_alone(
     bundle: Path,
     *,
     detect: Sequence[Path] = (),
+    look: Looking | None = None,
     annotations: Path | None = None,
     images: Path | None = None,
     device: str | None = None,
@@ -35,6 +54,7 @@ def run_alone(
     Args:
         bundle: The bundle's folder.
         detect: Image files to detect objects in.
+        look: Images to look into the network with, for pictures.
         annotations: COCO json to measure accuracy on, or ``None``.
         images: Folder of its images.
         device: ``cpu``, ``cuda:0``, ...; by default a GPU where there is one.
@@ -52,6 +72,12 @@ def run_alone(
         "bundle": str(bundle.absolute()),
         "blocked": BLOCKED,
         "detect": [str(path.absolute()) for path in detect],
+        "look": look
+        and {
+            "program": str(_LOOK),
+            "images": [str(path.absolute()) for path in look.images],
+            "arguments": dict(look.arguments),
+        },
         "annotations": str(annotations.absolute()) if annotations else None,
         "images": str(images.absolute()) if images else None,
         "device": device,
@@ -82,6 +108,9 @@ def run_alone(
                     if message["kind"] == "progress":
                         if progress:
                             progress(*message["value"])
+                    elif message["kind"] == "seen":
+                        if look:
+                            look.seen(*message["value"])
                     elif message["kind"] == "result":
                         return dict(message["value"])
                     else:

@@ -14,16 +14,19 @@ SHADE = "#F3E3DA"
 _UNUSED = ["lasso2d", "select2d"]
 
 
-def head(picture: Figure, title: str, note: str) -> None:
-    """Writes the title and the line below it, at the top left."""
-    picture.text(0.07, 0.94, plain(title), fontsize=17, weight="bold", color=INK)
-    picture.text(0.07, 0.89, plain(note), fontsize=11, color=FAINT_INK)
+def head(picture: Figure, title: str, *notes: str) -> None:
+    """Writes the title and the lines below it, at the top left."""
+    unit = 6.75 / picture.get_figheight()
+    left = 0.07 * 12 / picture.get_figwidth()
+    picture.text(left, 1 - 0.06 * unit, plain(title), fontsize=17, weight="bold", color=INK)
+    for index, note in enumerate(notes):
+        picture.text(left, 1 - (0.11 + 0.035 * index) * unit, plain(note), fontsize=11, color=FAINT_INK)
 
 
-def dress(axes: Any, xlabel: str, ylabel: str) -> None:
+def dress(axes: Any, xlabel: str, ylabel: str, *, size: float = 13) -> None:
     """Labels a picture's axes and draws their grid."""
-    axes.set_xlabel(plain(xlabel), fontsize=13)
-    axes.set_ylabel(plain(ylabel), fontsize=13)
+    axes.set_xlabel(plain(xlabel), fontsize=size)
+    axes.set_ylabel(plain(ylabel), fontsize=size)
     axes.tick_params(labelsize=11)
     axes.grid(color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from plotly.subplots import make_subplots
 
 from analysis.labels import axis, scaled
-from analysis.plots.look import BLUE, GREY, INK, VERMILION, dress, dress_page, head
-from analysis.plots.words import Room, hover, named, tag, tags, write_list
+from analysis.plots.look import BLUE, GREY, VERMILION, dress, dress_page, head
+from analysis.plots.words import Room, hover, named, tags, write_list
 from analysis.record import Objective, TrialRecord
 from analysis.view import View, missing, view_of
 
-_ALONE = "front of the two alone"
+_OVERALL = "front over all objectives"
+_ALONE = "front over these two alone"
 _BETTER = "better than the baseline in both"
 _GREEN = "#E3F1EB"  # pale enough for all inks upon it
 
@@ -77,36 +77,37 @@ def matrix_picture(trials: Sequence[TrialRecord], objectives: Sequence[Objective
     overall = view_of(trials, objectives)
     side = len(objectives) - 1
     picture = Figure(figsize=(6.0 * side, 3.375 * side), dpi=150)
-    canvas = FigureCanvasAgg(picture)
-    head(picture, title, overall.note)
-    grid = picture.add_gridspec(
-        side, side, left=0.14 / side, right=0.985, top=0.85, bottom=0.2 / side, wspace=0.24, hspace=0.36
-    )
-    said = missing(overall)
-    if said is not None:
-        picture.text(0.03, 0.35, said, fontsize=14, color=INK)
+    height = picture.get_figheight()
+    head(picture, title, _note(overall))
+    edges = {"left": 0.13 / side, "right": 0.985, "top": 1 - 1.28 / height, "bottom": 0.65 / height}
+    grid = picture.add_gridspec(side, side, **edges, wspace=0.21, hspace=0.34)
     plots = [(panel, picture.add_subplot(grid[panel.row, panel.column])) for panel in panels(overall, objectives)]
     for panel, axes in plots:
         _draw(panel, overall, axes)
     if not overall.members:
         return picture
-    picture.legend(handles=_legend(overall), loc="upper right", bbox_to_anchor=(0.99, 0.935), ncols=5, **_LEGEND)
-    _, beside = plots[0]
-    room = Room(
-        left=0.03,
-        top=beside.get_position().y0 - 0.17 * 2 / side,
-        line=0.152 / picture.get_figheight(),
-        lines=int((beside.get_position().y0 - 0.2 * 2 / side) * picture.get_figheight() / 0.152),
-        columns=76,
-    )
+    handles = _legend(overall, [panel for panel, _ in plots])
+    picture.legend(handles=handles, bbox_to_anchor=(0.14 / side, 1 - 0.91 / height), **_LEGEND)
+    top = plots[0][1].get_position().y0 - 1.1 / height
+    line = 0.152 / height
+    room = Room(left=0.03, top=top, line=line, lines=int((top - 0.25 / height) / line), columns=76)
     chosen = named(overall.members, objectives, room)
     write_list(picture, chosen, objectives, len(overall.members), room)
     for panel, axes in plots:
-        tag(axes, canvas, panel.view, overall.members, chosen)
+        _number(axes, panel.view, chosen)
     return picture
 
 
-_LEGEND: dict[str, Any] = {"fontsize": 11, "frameon": False, "borderpad": 0, "handletextpad": 0.4, "columnspacing": 1.4}
+_LEGEND: dict[str, Any] = {
+    "loc": "upper left",
+    "ncols": 5,
+    "fontsize": 11,
+    "frameon": False,
+    "borderpad": 0,
+    "borderaxespad": 0,
+    "handletextpad": 0.4,
+    "columnspacing": 1.4,
+}
 
 
 def _draw(panel: Panel, overall: View, axes: Any) -> None:
@@ -136,10 +137,20 @@ def _draw(panel: Panel, overall: View, axes: Any) -> None:
             )
     axes.set_xlim(*view.xlim)
     axes.set_ylim(*view.ylim)
-    dress(axes, view.xlabel, view.ylabel)
+    dress(axes, view.xlabel, view.ylabel, size=11)
     if not overall.members:
         axes.set_xticks([])
         axes.set_yticks([])
+
+
+def _number(axes: Any, view: View, chosen: Sequence[TrialRecord]) -> None:
+    """Gives the trials of the list their numbers, as their points."""
+    for trial in chosen:
+        if not trial.baseline:
+            look = {"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"}
+            at = (view.xs([trial])[0], view.ys([trial])[0])
+            place = {"ha": "center", "va": "center", "zorder": 6}
+            axes.text(*at, trial.label, fontsize=9.5, weight="bold", color="white", bbox=look, **place)
 
 
 _LOOKS = {
@@ -147,6 +158,7 @@ _LOOKS = {
     "front": (BLUE, 95, "o", 1.0),
     "baseline": (VERMILION, 280, "*", 1.0),
 }
+_NAMES = {"front": _OVERALL}
 
 
 def _groups(view: View) -> list[tuple[list[TrialRecord], str]]:
@@ -155,14 +167,20 @@ def _groups(view: View) -> list[tuple[list[TrialRecord], str]]:
     return [(plain[0], "dominated"), (plain[1], "front"), ([view.baseline] if view.baseline else [], "baseline")]
 
 
-def _legend(view: View) -> list[Any]:
+def _note(view: View) -> str:
+    said = missing(view)
+    return view.note if said is None else f"{view.note}. {' '.join(said.split())}"
+
+
+def _legend(view: View, plots: Sequence[Panel]) -> list[Any]:
     handles: list[Any] = []
     for group, name in _groups(view):
         if group:
             colour, size, symbol, opacity = _LOOKS[name]
             look = {"marker": symbol, "color": colour, "alpha": opacity, "markersize": size**0.5}
-            handles.append(Line2D([], [], linestyle="", label=name, **look))
-    handles.append(Line2D([], [], color=BLUE, linewidth=1.2, linestyle=":", label=_ALONE))
+            handles.append(Line2D([], [], linestyle="", label=_NAMES.get(name, name), **look))
+    if any(panel.view.stepped for panel in plots):
+        handles.append(Line2D([], [], color=BLUE, linewidth=1.2, linestyle=":", label=_ALONE))
     if view.baseline is not None:
         look = {"marker": "s", "color": _GREEN, "markeredgecolor": GREY, "markeredgewidth": 0.5, "markersize": 11}
         handles.append(Line2D([], [], linestyle="", label=_BETTER, **look))
@@ -181,38 +199,33 @@ def matrix_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective]
     ]
     cells[1][0] = {"type": "scene", "rowspan": side - 1}
     page = make_subplots(side, side, specs=cells, horizontal_spacing=0.16 / side, vertical_spacing=0.24 / side)
-    dress_page(page, title, overall.note)
+    dress_page(page, title, _note(overall))
     page.update_layout(font_size=15, legend_groupclick="togglegroup")
     shown = bool(overall.members)
     for panel in panels(overall, objectives):
         cell = {"row": panel.row + 1, "col": panel.column + 1}
         _panel(page, panel, overall, objectives, cell)
         view = panel.view
-        page.update_xaxes(title=view.xlabel, range=view.xlim, zeroline=False, showticklabels=shown, **cell)
-        page.update_yaxes(title=view.ylabel, range=view.ylim, zeroline=False, showticklabels=shown, **cell)
+        look = {"zeroline": False, "showticklabels": shown, "title_font_size": 15, "title_standoff": 8}
+        page.update_xaxes(title_text=view.xlabel, range=view.xlim, **look, **cell)
+        page.update_yaxes(title_text=view.ylabel, range=view.ylim, **look, **cell)
     _space(page, overall, objectives)
-    said = missing(overall)
-    if said is not None:
-        place = {"x": 0.0, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False, "align": "left"}
-        page.add_annotation(text=said.replace("\n", "<br>"), font={"size": 22, "color": INK}, **place)
     return page
 
 
-def _panel(
-    page: go.Figure, panel: Panel, overall: View, objectives: Sequence[Objective], cell: dict[str, int]
-) -> None:
+def _panel(page: go.Figure, panel: Panel, overall: View, objectives: Sequence[Objective], cell: dict[str, int]) -> None:
     view = panel.view
     first = panel.row == 0 and panel.column == 0
     corner = panel.better()
     if corner is not None:
         left, right, bottom, top = corner
-        page.add_shape(
-            type="rect", x0=left, x1=right, y0=bottom, y1=top, fillcolor=_GREEN, line_width=0, layer="below", **cell
-        )
+        edges = {"x0": left, "x1": right, "y0": bottom, "y1": top}
+        told = {"name": _BETTER, "legendgroup": _BETTER, "showlegend": first}
+        page.add_shape(type="rect", fillcolor=_GREEN, line_width=0, layer="below", **edges, **told, **cell)
     if view.stepped and view.x is not None:
         look = {"color": BLUE, "width": 2, "shape": "vh" if view.x.maximize else "hv", "dash": "dot"}
         line = {"mode": "lines", "line": look, "hoverinfo": "skip"}
-        group = {"name": _ALONE, "legendgroup": _ALONE, "showlegend": first}
+        group = {"name": _ALONE, "legendgroup": _ALONE, "showlegend": first, "legendrank": 1001}
         page.add_trace(go.Scatter(x=view.xs(view.members), y=view.ys(view.members), **line, **group), **cell)
     for trials, name in _groups(overall):
         if not trials:
@@ -224,9 +237,10 @@ def _panel(
                 x=view.xs(trials),
                 y=view.ys(trials),
                 mode="markers+text" if name == "front" else "markers",
-                name=name,
+                name=_NAMES.get(name, name),
                 legendgroup=name,
                 showlegend=first,
+                cliponaxis=False,
                 marker={**look, "symbol": _SYMBOLS[symbol]},
                 text=tags(view, trials, wide=0.05, high=0.1),
                 textposition="top left" if view.x is not None and not view.x.maximize else "top right",
@@ -264,18 +278,20 @@ def _space(page: go.Figure, view: View, objectives: Sequence[Objective]) -> None
     for trials, name in _groups(view):
         if not trials:
             continue
-        colour, size, symbol, opacity = _LOOKS[name]
-        look = {"color": colour, "size": 0.7 * size**0.5, "opacity": opacity, "line": {"color": "white", "width": 1}}
+        colour, size, _, opacity = _LOOKS[name]
+        # There is no star in space; a diamond is large for its size.
+        symbol, part = ("diamond", 0.5) if name == "baseline" else ("circle", 0.7)
+        look = {"color": colour, "size": part * size**0.5, "opacity": opacity, "line": {"color": "white", "width": 1}}
         page.add_trace(
             go.Scatter3d(
                 x=places(trials, right),
                 y=places(trials, depth),
                 z=places(trials, up),
                 mode="markers",
-                name=name,
+                name=_NAMES.get(name, name),
                 legendgroup=name,
                 showlegend=False,
-                marker={**look, "symbol": "diamond" if name == "baseline" else "circle"},  # there is no star in space
+                marker={**look, "symbol": symbol},
                 hovertext=[hover(trial, objectives, view.baseline, name) for trial in trials],
                 hovertemplate="%{hovertext}<extra></extra>",
             ),
@@ -283,15 +299,19 @@ def _space(page: go.Figure, view: View, objectives: Sequence[Objective]) -> None
         )
 
     def edge(objective: Objective) -> dict[str, Any]:
-        # Turned so that the better end is the nearer one or the right one, as far as the scene's turning allows.
-        label = f"{axis(objective.metric)}, {'more' if objective.maximize else 'less'} is better"
-        return {"title": {"text": label, "font": {"size": 13}}, "tickfont": {"size": 11}, "showticklabels": bool(drawn)}
+        label = {"text": axis(objective.metric), "font": {"size": 14}}
+        return {"title": label, "tickfont": {"size": 11}, "showticklabels": bool(drawn)}
 
+    # With three objectives the cell is low and wide, with more it is square.
+    wide = len(objectives) == 3
+    ratio = {"x": 1.5, "y": 1.2, "z": 0.75} if wide else {"x": 1, "y": 1, "z": 1}
+    eye = {"x": 1.0, "y": -1.85, "z": 0.6} if wide else {"x": 1.3, "y": -1.8, "z": 0.7}
     page.update_scenes(
         xaxis=edge(right),
         yaxis=edge(depth),
         zaxis=edge(up),
-        camera={"eye": {"x": 1.5, "y": -1.7, "z": 0.8}},
-        aspectmode="cube",
+        camera={"eye": eye, "center": {"x": 0, "y": 0, "z": -0.18}},
+        aspectmode="manual",
+        aspectratio=ratio,
         dragmode="orbit",
     )

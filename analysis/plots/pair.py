@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredText
+from matplotlib.transforms import Bbox
 
 from analysis.plots.look import BLUE, GREY, INK, SHADE, VERMILION, dress, dress_page, head
-from analysis.plots.words import hover, named, tag, tags, write_list
+from analysis.plots.words import hover, named, tags, write_list
 from analysis.record import Objective, TrialRecord
 from analysis.view import View, missing, view_of
 
@@ -151,8 +152,31 @@ def pair_picture(trials: Sequence[TrialRecord], objectives: Sequence[Objective],
         )
         chosen = named(view.members, objectives)
         write_list(picture, chosen, objectives, len(view.members))
-        tag(axes, canvas, view, view.members, chosen)
+        _tag(axes, canvas, view, chosen)
     else:
         axes.set_xticks([])
         axes.set_yticks([])
     return picture
+
+
+def _tag(axes: Any, canvas: FigureCanvasAgg, view: View, chosen: Sequence[TrialRecord]) -> None:
+    """Writes each chosen trial's number beside its point, at the first of eight places that touches nothing."""
+    canvas.draw()  # type: ignore[no-untyped-call]
+    frame = axes.get_window_extent()
+    spots = axes.transData.transform(list(zip(view.xs(view.members), view.ys(view.members), strict=True)))
+    taken = [Bbox.from_bounds(x - 11, y - 11, 22, 22) for x, y in spots]
+    side = 1 if view.x is not None and view.x.maximize else -1
+    places = [(side, 1), (-side, 1), (side, -1), (-side, -1), (0, 1.4), (0, -1.4), (2 * side, 0), (-2 * side, 0)]
+    for trial in chosen:
+        x, y = axes.transData.transform((view.xs([trial])[0], view.ys([trial])[0]))
+        width, height = 13.0 * len(trial.label) + 6, 24.0
+        for dx, dy in places:
+            middle = (x + dx * (14 + width / 2), y + dy * (14 + height / 2))
+            box = Bbox.from_bounds(middle[0] - width / 2, middle[1] - height / 2, width, height)
+            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                at = axes.transData.inverted().transform(middle)
+                colour = VERMILION if trial.baseline else BLUE
+                axes.text(*at, trial.label, ha="center", va="center", fontsize=10, weight="bold", color=colour)
+                break

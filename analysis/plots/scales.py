@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,16 +15,21 @@ from matplotlib.patches import Patch
 
 from analysis.labels import figure
 from analysis.plots.blocks import Block, blocks_of
-from analysis.plots.look import BLUE, FAINT_INK, GREY, INK, VERMILION, dress, head, plain, png
-from analysis.record import TrialRecord
+from analysis.plots.look import BLUE, FAINT_INK, GREY, INK, VERMILION, dress, head, png
+from analysis.record import TrialRecord, TrialState
 
 # Direction, its words, colour, marker, and how far beside the block's middle it is drawn.
-_DIRECTIONS = (
+_DIRECTIONS: tuple[tuple[str, str, str, Any, float], ...] = (
     ("height, $d_h$", BLUE, "o", "-", -0.16),
     ("width, $d_w$", VERMILION, "s", "--", 0.16),
 )
 _GAP = 0.6  # between two stages, in blocks
-_UPRIGHT = 8  # with more blocks their names are turned
+_LARGE, _UPRIGHT = 8, 13  # with more blocks their names are small, with still more they are turned
+_BELOW = (
+    "Below each name: what it was decomposed into, whole dilations (height x width; 0 is a kernel of 1) with their "
+    "share of the channels."
+)
+_BARS = "whole dilations, thicker: more channels"
 _TOWERS = {"cls": "classification", "reg": "regression", "inter": "shared tower", "rpn": "RPN"}
 
 
@@ -43,8 +49,8 @@ def scales_png(record: TrialRecord, *, title: str) -> bytes:
     """Draws the learned scales of a trial by depth as a PNG of 1800 x 1012 px.
 
     Each convolution has its mean scale in both directions, the standard deviation over the images as error bars, the
-    range over the images as a band, and the whole dilations that it was decomposed into as brackets: the larger the
-    share of its channels that has one of them, the nearer the mean lies to it.
+    range over the images as a band, and the whole dilations that it was decomposed into as bars across: the thicker,
+    the more of its channels have that one.
 
     Args:
         record: With ``scales`` in its attrs.
@@ -64,8 +70,10 @@ def scales_picture(record: TrialRecord, *, title: str) -> Figure:
     picture = Figure(figsize=(12, 6.75), dpi=150)
     FigureCanvasAgg(picture)
     turned = len(blocks) > _UPRIGHT
-    axes = picture.add_axes((0.07, 0.28 if turned else 0.19, 0.91, 0.5 if turned else 0.59))
-    head(picture, title, _said(record))
+    bottom = 0.305 if turned else 0.19
+    axes = picture.add_axes((0.07, bottom, 0.91, 0.74 - bottom))
+    head(picture, title, *_said(record))
+    picture.text(0.07, 0.025, _BELOW, fontsize=11, color=FAINT_INK)
     places = _places(blocks)
     highest = max(max(*block.most, *block.up, 1) for block in blocks)
     _stages(axes, blocks, places)
@@ -75,17 +83,25 @@ def scales_picture(record: TrialRecord, *, title: str) -> Figure:
         _series(axes, blocks, [place + beside for place in places], side, label, look)
     dress(axes, "", "scale (1: as in the base)")
     axes.grid(visible=False, axis="x")
-    axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
-    axes.set_ylim(0, 1.06 * highest)
+    axes.set_xlim(places[0] - 0.5 - _GAP / 2, places[-1] + 0.5 + _GAP / 2)
+    axes.set_ylim(-0.03 * highest, 1.06 * highest)
     step = next(step for step in (1, 2, 5, 10, 20) if highest / step <= 12)
     axes.set_yticks(range(0, math.floor(1.06 * highest) + 1, step))
-    axes.set_xticks(places, [_name(block, turned) for block in blocks], rotation=90 if turned else 0)
-    axes.tick_params(axis="x", labelsize=9 if turned else 12, length=0)
-    axes.legend(handles=_legend(blocks), loc="lower right", bbox_to_anchor=(1, 1.06), ncols=5, **_LEGEND)
+    look: dict[str, Any] = {"rotation": 90, "multialignment": "right"} if turned else {}
+    axes.set_xticks(places, [_name(block, turned) for block in blocks], **look)
+    axes.tick_params(axis="x", labelsize=12 if len(blocks) <= _LARGE else 9.5, length=0)
+    axes.legend(handles=_legend(), loc="lower right", bbox_to_anchor=(1, 1.06), **_LEGEND)
     return picture
 
 
-_LEGEND: dict[str, Any] = {"fontsize": 11, "frameon": False, "borderpad": 0, "borderaxespad": 0.2, "columnspacing": 1.2}
+_LEGEND: dict[str, Any] = {
+    "ncols": 4,
+    "fontsize": 11,
+    "frameon": False,
+    "borderpad": 0,
+    "borderaxespad": 0.2,
+    "columnspacing": 1.4,
+}
 
 
 def _series(
@@ -94,10 +110,13 @@ def _series(
     means = [block.mean[side] for block in blocks]
     colour = look["color"]
     for block, place in zip(blocks, places, strict=True):
-        low, up = block.low[side], block.up[side] if block.share_up else block.low[side]
-        axes.vlines(place, low, up, color=colour, alpha=0.3, linewidth=5, zorder=2)
-        axes.scatter([place] * len({low, up}), sorted({low, up}), marker="_", s=150, color=colour, zorder=3)
-        axes.vlines(place, block.least[side], block.most[side], color=colour, alpha=0.25, linewidth=9, zorder=2)
+        shares: dict[int, float] = {}
+        for dilation, share in _parts(block):
+            shares[dilation[side]] = shares.get(dilation[side], 0.0) + share
+        # The thicker, the more channels have it.
+        widths = [1 + 4 * share for share in shares.values()]
+        axes.hlines(list(shares), place - 0.14, place + 0.14, color=colour, linewidth=widths, zorder=3)
+        axes.vlines(place, block.least[side], block.most[side], color=colour, alpha=0.25, linewidth=10, zorder=2)
     for group in dict.fromkeys(block.group for block in blocks):
         chosen = [index for index, block in enumerate(blocks) if block.group == group]
         axes.errorbar(
@@ -118,7 +137,7 @@ def _series(
 def _places(blocks: Sequence[Block]) -> list[float]:
     """Where each block stands: one apart, with a gap between stages."""
     places = [0.0]
-    for before, block in zip(blocks, blocks[1:]):
+    for before, block in pairwise(blocks):
         places.append(places[-1] + (1.0 if block.group == before.group else 1.0 + _GAP))
     return places
 
@@ -144,18 +163,23 @@ def _stages(axes: Any, blocks: Sequence[Block], places: Sequence[float]) -> None
 
 def _name(block: Block, turned: bool) -> str:
     """The block and what it was decomposed into: dilations as height x width, and the share of the channels."""
-    parts = [(block.low, 1 - block.share_up), (block.up, block.share_up)]
-    words = [f"{h}x{w} {100 * share:.0f} %" for (h, w), share in parts if share > 0]
+    words = [f"{h}x{w} {100 * share:.0f} %" for (h, w), share in _parts(block)]
     return block.name + "\n" + (" + " if turned else "\n").join(words)
 
 
-def _legend(blocks: Sequence[Block]) -> list[Any]:
+def _parts(block: Block) -> list[tuple[tuple[int, int], float]]:
+    """The whole dilations that have channels, with their share."""
+    parts = [(block.low, 1 - block.share_up), (block.up, block.share_up)]
+    return [(dilation, share) for dilation, share in parts if share > 0]
+
+
+def _legend() -> list[Any]:
     handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, linestyle=dashes, markersize=7, label=label)
         for label, colour, marker, dashes, _ in _DIRECTIONS
     ]
-    handles.append(Patch(color=GREY, alpha=0.4, linewidth=0, label="least to most"))
-    handles.append(Line2D([], [], color=GREY, marker="_", markersize=12, linestyle="", label="whole dilations"))
+    handles.append(Patch(color=GREY, alpha=0.4, linewidth=0, label="least to largest over the images"))
+    handles.append(Line2D([], [], color=GREY, marker="_", markersize=12, markeredgewidth=3, linestyle="", label=_BARS))
     return handles
 
 
@@ -165,17 +189,18 @@ def _figures(record: TrialRecord) -> dict[str, float]:
     return {name: value for name, value in record.metrics.items() if name.startswith(names)}
 
 
-def _said(record: TrialRecord) -> str:
-    words = []
+def _said(record: TrialRecord) -> list[str]:
+    """The lines below the title."""
     images = record.attrs.get("scale_images")
-    if images:
-        words.append(f"mean and standard deviation over {images:,} images")
-    steps = [("learned_bbox_mAP", "learned"), ("decomposed_bbox_mAP", "decomposed"), ("bbox_mAP", "fine-tuned")]
+    over = f"over {images:,} images" if images else "over the images"
+    lines = [f"Each point is the mean {over}, its error bar the standard deviation."]
+    steps = [("learned_bbox_mAP", "with learned scales"), ("decomposed_bbox_mAP", "once decomposed")]
+    if record.state is TrialState.COMPLETE:
+        steps.append(("bbox_mAP", "after fine-tuning"))
     known = [(record.metrics.get(name, math.nan), word) for name, word in steps]
-    told = [f"{figure('bbox_mAP', value)} {word}" for value, word in known if math.isfinite(value)]
-    if told:
-        words.append(", ".join(told))
+    words = [f"{figure('bbox_mAP', value)} {word}" for value, word in known if math.isfinite(value)]
+    told = ", ".join([*words[:1], *(word.removeprefix("AP ") for word in words[1:])])
     ratio = record.metrics.get("learning_latency_ratio", math.nan)
-    if math.isfinite(ratio):
-        words.append(f"while it learns {ratio:.2f} x the baseline's latency")
-    return plain("; ".join(words))
+    speed = f"the learning network's latency: {ratio:.2f} x the baseline's" if math.isfinite(ratio) else ""
+    second = "; ".join(part for part in (told, speed) if part)
+    return [*lines, *([f"{second}."] if second else [])]

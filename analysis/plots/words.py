@@ -6,11 +6,8 @@ import html
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from analysis.choose import knee
 from analysis.labels import axis, figure, knob_value, scaled, short
@@ -122,7 +119,7 @@ def write_list(
     inches = picture.get_figwidth() / 12
     indent = (0.012 + 0.008 * max((len(trial.label) for trial in chosen), default=1)) / inches
     heading = "the front, fastest first" if _timed(objectives) else "the front"
-    picture.text(left, room.top + 0.04, heading, fontsize=11, weight="bold", color=INK)
+    picture.text(left, room.top + 0.04 * line / BESIDE.line, heading, fontsize=11, weight="bold", color=INK)
     used = 0.0
     for trial in chosen:
         colour = VERMILION if trial.baseline else BLUE
@@ -140,28 +137,3 @@ def write_list(
 
 def _timed(objectives: Sequence[Objective]) -> bool:
     return len(objectives) > 1 and objectives[1].metric.startswith("latency") and not objectives[1].maximize
-
-
-def tag(
-    axes: Any, canvas: FigureCanvasAgg, view: View, members: Sequence[TrialRecord], chosen: Sequence[TrialRecord]
-) -> None:
-    """Writes each chosen trial's number beside its point, at the first of eight places that touches nothing."""
-    canvas.draw()  # type: ignore[no-untyped-call]
-    frame = axes.get_window_extent()
-    spots = axes.transData.transform(list(zip(view.xs(members), view.ys(members), strict=True)))
-    taken = [Bbox.from_bounds(x - 11, y - 11, 22, 22) for x, y in spots]
-    side = 1 if view.x is not None and view.x.maximize else -1
-    places = [(side, 1), (-side, 1), (side, -1), (-side, -1), (0, 1.4), (0, -1.4), (2 * side, 0), (-2 * side, 0)]
-    for trial in chosen:
-        x, y = axes.transData.transform((view.xs([trial])[0], view.ys([trial])[0]))
-        width, height = 13.0 * len(trial.label) + 6, 24.0
-        for dx, dy in places:
-            middle = (x + dx * (14 + width / 2), y + dy * (14 + height / 2))
-            box = Bbox.from_bounds(middle[0] - width / 2, middle[1] - height / 2, width, height)
-            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                at = axes.transData.inverted().transform(middle)
-                colour = VERMILION if trial.baseline else BLUE
-                axes.text(*at, trial.label, ha="center", va="center", fontsize=10, weight="bold", color=colour)
-                break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from analysis.published.table import BLOCKS, Knobs, Row, Table, figures
 
@@ -112,7 +111,9 @@ _LEARNT: Mapping[tuple[str, str, str], tuple[Sequence[float], Sequence[float]]] 
         (38.8, 59.0, 41.7, 21.6, 42.9, 52.6),
     ),
 }
-_LONGER = "the study's baseline is trained for 26 epochs, as long as FD's learning and training together; the paper's for 13"
+_LONGER = (
+    "the study's baseline is trained for 26 epochs, as long as FD's learning and training together; the paper's for 13"
+)
 _EFFECT = Table(
     paper="pod",
     number=2,
@@ -166,7 +167,7 @@ def fixed(scales: tuple[_Scales, _Scales], head_from: int = 6) -> Knobs:
     return {"pod": {"mode": "fixed", "scales": {convolution(block, head_from): [h[0], w[0]] for block, h, w in pairs}}}
 
 
-_PRESET = "trained with the printed dilations preset, all other blocks at 1; those of our own are in the trials of table 2"
+_PRESET = "its dilations preset, all other blocks at 1; those of our own are in the trials of table 2"
 _SPREAD = Table(
     paper="pod",
     number=3,

@@ -11,9 +11,10 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from analysis import pareto, plots
 from analysis.labels import counts, short
@@ -22,6 +23,7 @@ from search.tracking.content import Content, Point, content_of, milliseconds, vo
 from search.tracking.pages import page_url, public_uri
 from search.tracking.server import FAILURES, find_runs, history, open_experiment, open_parent, reach, reason
 from spaces.errors import UserError
+from trainers.pictures import FOLDER as PICTURES
 
 # After search.tracking.server, which sets the environment that mlflow reads on import.
 from mlflow.entities import Metric, Param, Run, RunTag  # isort: skip
@@ -30,6 +32,7 @@ from mlflow.tracking import MlflowClient  # isort: skip
 RETRY_SECONDS = 60.0
 _BATCH = 800  # MLflow takes at most 1,000 metrics, 100 parameters and 100 tags at once
 _COLOURS = {"baseline": "#D55E00", "true": "#0072B2", "false": "#9A9A9A"}
+_SHOWN = 3  # pictures in a run's description
 _log = logging.getLogger("headway.tracking")
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -72,6 +75,7 @@ class Tracker:
         experiment_id: str,
         run_id: str,
         study: str,
+        study_folder: Path,
         objectives: Sequence[Objective],
         reference: Sequence[float] | None,
         uri: str,
@@ -81,6 +85,7 @@ class Tracker:
         self.run_id = run_id
         self._client = client
         self._study = study
+        self._folder = study_folder
         self._objectives = tuple(objectives)
         self._reference = reference
         self._uri = uri
@@ -132,6 +137,7 @@ class Tracker:
                 experiment_id=experiment_id,
                 run_id=run_id,
                 study=study,
+                study_folder=study_folder,
                 objectives=objectives,
                 reference=reference,
                 uri=uri,
@@ -258,7 +264,8 @@ class Tracker:
             if self._contradicts(child, content):
                 self._client.delete_run(child.run_id)
                 child = self._create(record)
-            self._write(child, content, mark)
+            shown = self._show_pictures(record, child)
+            self._write(child, replace(content, tags={**shown, **content.tags}), mark)
         if child.status != content.status:
             if content.status in ("FINISHED", "FAILED"):
                 self._client.set_terminated(child.run_id, content.status, milliseconds(record.finished) or None)
@@ -283,6 +290,27 @@ class Tracker:
         child = _Child(run.info.run_id, run.info.status, tags=tags, logged={})
         self._children[record.label] = child
         return child
+
+    def _show_pictures(self, record: TrialRecord, child: _Child) -> dict[str, str]:
+        """Logs the pictures in a trial's folder as artifacts, once.
+
+        Returns:
+            Tags that tell so and show some of them as the run's description; none for a trial without pictures.
+        """
+        names = [] if record.point else list(record.attrs.get("pictures") or ())
+        folder = self._folder / record.folder / PICTURES
+        if not names or not folder.is_dir():
+            return {}
+        tags = {"headway.pictures": str(len(names))}
+        if child.tags.get("headway.pictures") != tags["headway.pictures"]:
+            self._client.log_artifacts(child.run_id, str(folder), PICTURES)
+        links = [
+            f"![{name}](get-artifact?path={quote(f'{PICTURES}/{name}')}&run_uuid={child.run_id})"
+            for name in sorted(names, key=lambda name: ".detections." not in name)[:_SHOWN]
+        ]
+        page = page_url("", self.experiment_id, child.run_id, PICTURES)
+        told = f"[All {len(names)} pictures]({page}) of what it finds on validation images"
+        return {**tags, "mlflow.note.content": "\n\n".join([told, *links])}
 
     def _contradicts(self, child: _Child, content: Content) -> bool:
         """Whether the run holds what MLflow cannot change and the record does not say."""

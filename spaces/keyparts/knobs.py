@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from spaces.base import BOX_HEADS, BaseFacts
 from spaces.errors import choices
@@ -111,7 +109,7 @@ def knobs(base: BaseFacts) -> tuple[Knob, ...]:
     )
 
 
-def illegal(values: Mapping[str, Any], base: BaseFacts) -> str | None:
+def refuses(base: BaseFacts) -> str | None:
     """Says why no key-part head can stand in the RoI head of ``base``."""
     roi = base.roi
     if roi is None:
@@ -125,20 +123,11 @@ def illegal(values: Mapping[str, Any], base: BaseFacts) -> str | None:
     return None
 
 
-def clash(design: Mapping[str, Mapping[str, Any]], base: BaseFacts) -> str | None:
-    """Says why learned dilations make no sense beside: they are in the stage that a C4 detector loses here."""
-    stage = base.backbone.shared_stage if base.backbone else None
-    if stage is not None and stage in design.get("pod", {}).get("stages", ()):
-        return f"takes stage {stage} out of {base.detector}, so pod.stages must not have it."
-    return None
-
-
 FAMILY = Family(
     name="keyparts",
     title="Box heads on automatically discovered key parts",
     paper="Condensing Two-stage Detection with Automatic Object Key Part Discovery (2020)",
     box_heads=BOX_HEADS,
     knobs=knobs,
-    illegal=illegal,
-    clash=clash,
+    refuses=refuses,
 )

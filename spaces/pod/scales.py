@@ -57,7 +57,7 @@ def decompose(
         d_w: Scale in the direction of the columns.
         channels: Output channels, a multiple of ``groups``.
         tolerance: Distance from an integer that is ignored.
-        round_channels: The channels of a part are a multiple of this where the convolution has enough of them.
+        round_channels: The upper part has a multiple of this many channels, or all.
         groups: Groups of the convolution.
     """
     nearest = [math.floor(scale + 0.5) for scale in (d_h, d_w)]
@@ -70,7 +70,10 @@ def decompose(
     alpha = sum(fractions) / len(fractions) if fractions else 0.0
     of_group = channels // groups
     step = round_channels // math.gcd(round_channels, groups)
-    n_up = min(step * math.floor(alpha * of_group / step + 0.5 + _SLACK), of_group)
+    exact = alpha * of_group
+    n_up = step * math.floor(exact / step + 0.5 + _SLACK)
+    if n_up > of_group or of_group - exact < abs(n_up - exact):
+        n_up = of_group
     return Split((low[0], low[1]), (up[0], up[1]), groups * (of_group - n_up), groups * n_up)
 
 

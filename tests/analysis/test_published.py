@@ -102,7 +102,11 @@ def test_of_figures_there_are_the_points_that_a_text_names():
     (curve,) = [table for table in TABLES if table.kind == "figure"]
     assert (curve.paper, curve.number) == ("keyparts", 4)
     assert curve in tables("keyparts", 4) and len(tables("keyparts", 4)) == 2
-    assert {item.label: item.metrics["mAP"] for item in curve.rows} == {"baseline": 80.5, "K16, L5": 80.5, "K1, L1": 79.0}
+    assert {item.label: item.metrics["mAP"] for item in curve.rows} == {
+        "baseline": 80.5,
+        "K16, L5": 80.5,
+        "K1, L1": 79.0,
+    }
 
 
 @pytest.mark.parametrize("key", PRINTED, ids=lambda key: f"{key[0]}-{key[1]}")

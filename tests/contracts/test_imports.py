@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("spaces", "trainers", "analysis", "search")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-# Network code: the mixins of a family, and the backbones that its paper needs and mmdet lacks.
-MODULES = ("spaces/modules.py", "spaces/*/modules.py", "spaces/*/backbones.py")
+# Network code: the mixins of a family, and the backbones and detectors that its paper needs and mmdet lacks.
+MODULES = ("spaces/modules.py", "spaces/*/modules.py", "spaces/*/backbones.py", "spaces/*/detectors.py")
 DETECTORS = ("mmdet", "mmcv", "mmengine", "torch", "torchvision")
 
 # Started as a program of its own with nothing of Headway importable; never imported.

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spaces import patching
 from spaces.base import facts
 from spaces.errors import HeadwayError, UserError
-from spaces.keyparts.knobs import ROI_HEADS, clash, illegal
+from spaces.keyparts.knobs import ROI_HEADS
 from spaces.keyparts.modules import ConcentrationBlock, KeyPartBBoxHead, mismatch, normalise
 from spaces.knob import knob_from_json
 from spaces.space import Space, build_space
@@ -926,18 +926,8 @@ def test_what_only_ablations_need_is_not_proposed() -> None:
 def test_refused_bases(path: str, roi: dict[str, Any], message: str) -> None:
     base = config(path)
     base["roi_head"].update(roi)
-    with pytest.raises(UserError, match=f"keyparts: {message}$"):
-        patched(base)
-    assert illegal({}, facts(config(FPN))) is None
-
-
-def test_dilations_of_the_stage_that_goes() -> None:
-    """A C4 detector loses its fifth stage, so nothing can be learned in it."""
-    together = {"keyparts": {"parts": 4}, "pod": {"mode": "learn", "stages": (3, 4, 5)}}
-    assert clash(together, facts(config(C4))) == "takes stage 5 out of FasterRCNN, so pod.stages must not have it."
-    assert clash({**together, "pod": {"mode": "learn", "stages": (3, 4)}}, facts(config(C4))) is None
-    assert clash(together, facts(config(FPN))) is None
-    assert clash({"keyparts": {"parts": 4}}, facts(config(C4))) is None
+    with pytest.raises(UserError, match=f"space.keyparts: {message}$"):
+        build_space({"keyparts": None}, facts(base))
 
 
 def test_one_stage_detectors_are_refused() -> None:

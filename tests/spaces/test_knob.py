@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spaces.errors import UserError
-from spaces.knob import Choice, Condition, Float, Integer, Knob, Subset, knob_from_json
+from spaces.knob import Choice, Condition, Float, Integer, Knob, Number, Subset, Table, knob_from_json
 
 LEVELS = Subset(
     name="levels",
@@ -40,7 +41,18 @@ MODE = Choice(name="mode", when="architecture", help="mode", default="a", choice
 MIXED = Choice(
     name="mixed", when="inference", help="mixed", default=(0, (1,)), choices=((0, (1,)), (2,), 3, True, None)
 )
-KNOBS = (LEVELS, PLACES, RATIO, FREE, COUNT, MODE, MIXED)
+NEAR = Number(name="near", when="training", help="near", default=0.25, low=0.0, high=0.5, choices=(0.25,))
+SCALES = Table(
+    name="scales",
+    when="architecture",
+    help="scales",
+    default=(),
+    names=("layer1.conv1", "layer1.conv2", "layer2.conv1"),
+    width=2,
+    high=9.0,
+)
+KNOBS = (LEVELS, PLACES, RATIO, FREE, COUNT, MODE, MIXED, NEAR, SCALES)
+TABLE = "x: must be a table of 2 numbers in [0, 9] by name ({NAME: [...]} or [[NAME, ...]]), but got "
 
 
 @pytest.mark.parametrize(
@@ -64,6 +76,16 @@ KNOBS = (LEVELS, PLACES, RATIO, FREE, COUNT, MODE, MIXED)
         (MIXED, [0, [1]], (0, (1,))),
         (MIXED, True, True),
         (MIXED, None, None),
+        (NEAR, 0.1, 0.1),
+        (NEAR, 0, 0.0),
+        (SCALES, {}, ()),
+        (SCALES, [], ()),
+        (SCALES, {"layer2.conv1": [1, 2.5]}, (("layer2.conv1", 1.0, 2.5),)),
+        (
+            SCALES,
+            [["layer2.conv1", 9, 0], ("layer1.conv2", 1, 1)],
+            (("layer1.conv2", 1.0, 1.0), ("layer2.conv1", 9.0, 0.0)),
+        ),
     ],
 )
 def test_check(knob: Knob, value: Any, canonical: Any) -> None:
@@ -93,6 +115,32 @@ def test_check(knob: Knob, value: Any, canonical: Any) -> None:
         (LEVELS, {"a": 1}, "x: must be a list of 0, 1, 2 or 3 (short: P3, P4 or K4), but got 'a'."),
         (LEVELS, None, "x: must be a list of 0, 1, 2 or 3 (short: P3, P4 or K4), but got None."),
         (LEVELS, 0.5, "x: must be a list of 0, 1, 2 or 3 (short: P3, P4 or K4), but got 0.5."),
+        (NEAR, 0.6, "x: must lie in [0, 0.5], but got 0.6."),
+        (NEAR, True, "x: must lie in [0, 0.5], but got True."),
+        (SCALES, "a", TABLE + "'a'."),
+        (SCALES, None, TABLE + "None."),
+        (SCALES, [1, 2], TABLE + "[1, 2]."),
+        (SCALES, [[]], TABLE + "[[]]."),
+        (SCALES, {1: [1, 2]}, TABLE + "{1: [1, 2]}."),
+        (
+            SCALES,
+            {"layer1.conv3": [1, 2]},
+            "x: unknown 'layer1.conv3'; did you mean 'layer1.conv2'? "
+            "The choices are layer1.conv1, layer1.conv2 or layer2.conv1.",
+        ),
+        (SCALES, {"layer1.conv1": [1]}, "x: layer1.conv1: must be 2 numbers in [0, 9], but got [1]."),
+        (SCALES, {"layer1.conv1": 1}, "x: layer1.conv1: must be 2 numbers in [0, 9], but got [1]."),
+        (SCALES, {"layer1.conv1": [1, -0.5]}, "x: layer1.conv1: must be 2 numbers in [0, 9], but got [1, -0.5]."),
+        (SCALES, [["layer1.conv1", 1, 9.5]], "x: layer1.conv1: must be 2 numbers in [0, 9], but got [1, 9.5]."),
+        (SCALES, {"layer1.conv1": [1, math.nan]}, "x: layer1.conv1: must be 2 numbers in [0, 9], but got [1, nan]."),
+        (SCALES, {"layer1.conv1": [1, math.inf]}, "x: layer1.conv1: must be 2 numbers in [0, 9], but got [1, inf]."),
+        (SCALES, {"layer1.conv1": [True, 1]}, "x: layer1.conv1: must be 2 numbers in [0, 9], but got [True, 1]."),
+        (SCALES, {"layer1.conv1": ["1", 1]}, "x: layer1.conv1: must be 2 numbers in [0, 9], but got ['1', 1]."),
+        (
+            SCALES,
+            [["layer1.conv1", 1, 2], ["layer1.conv1", 1, 2]],
+            "x: must name each at most once, but got layer1.conv1 twice.",
+        ),
     ],
 )
 def test_wrong_value(knob: Knob, value: Any, message: str) -> None:
@@ -136,6 +184,13 @@ def test_wrong_value(knob: Knob, value: Any, message: str) -> None:
             {"max_layers": 1, "min_size": 2, "among": ["cls", "reg.1"]},
             [(f"cls.{i}", "reg.1") for i in range(3)],
         ),
+        (NEAR, 0.1, [0.1]),
+        (NEAR, [0, 0.5], [0.0, 0.5]),
+        (NEAR, {"low": 0.1, "high": 0.3, "step": 0.1}, [0.1, 0.2, 0.3]),
+        (SCALES, {"layer1.conv1": [1, 2]}, [(("layer1.conv1", 1.0, 2.0),)]),
+        (SCALES, [["layer1.conv1", 1, 2]], [(("layer1.conv1", 1.0, 2.0),)]),
+        (SCALES, [{"layer1.conv1": [1, 2]}, {}], [(("layer1.conv1", 1.0, 2.0),), ()]),
+        (SCALES, {}, [()]),
     ],
 )
 def test_narrow(knob: Knob, spec: Any, values: list[Any]) -> None:
@@ -185,6 +240,10 @@ def test_narrowing_keeps_the_default_where_it_can() -> None:
         (LEVELS, {"prefixes": "yes"}, "x.prefixes: must be true or false, but got 'yes'."),
         (LEVELS, {"among": [9]}, "x.among: must be a list of 0, 1, 2 or 3 (short: P3, P4 or K4), but got 9."),
         (LEVELS, [[0], [9]], "x[1]: must be a list of 0, 1, 2 or 3 (short: P3, P4 or K4), but got 9."),
+        (NEAR, [], "x: must allow at least one value, but got an empty list."),
+        (NEAR, {"high": 0.7}, "x.high: must lie in [0, 0.5], but got 0.7."),
+        (NEAR, {"among": [0.1]}, "x: unknown 'among'. The choices are high, low or step."),
+        (SCALES, [{"layer1.conv1": 3}], "x[0]: layer1.conv1: must be 2 numbers in [0, 9], but got [3]."),
         (LEVELS, [[[0]]], "x[0]: must be a list of 0, 1, 2 or 3 (short: P3, P4 or K4), but got [0]."),
     ],
 )
@@ -202,6 +261,10 @@ def test_sizes_and_ends() -> None:
     assert FREE.values() is None
     assert COUNT.extremes() == (1, 7)
     assert MODE.extremes() == ("a", "b", "c")
+    # What a study does not ask for is legal, but not searched.
+    assert NEAR.values() == [0.25] and NEAR.extremes() == (0.25,)
+    assert NEAR.narrow({"low": 0.1}, "x").size() == math.inf
+    assert SCALES.values() == [()] and SCALES.extremes() == ((),)
     assert LEVELS.size() == 15
     assert LEVELS.extremes() == ((0,), (0, 1, 2, 3))
     assert PLACES.size() == 63
@@ -256,13 +319,22 @@ bounds = st.tuples(st.integers(-50, 50), st.integers(0, 50)).map(lambda pair: (p
 def knobs(draw: st.DrawFn) -> Knob:
     shared = {key: draw(value) for key, value in common.items()}
     low, high = draw(bounds)
-    kind = draw(st.sampled_from(["choice", "float", "integer", "subset"]))
+    kind = draw(st.sampled_from(["choice", "float", "integer", "number", "subset", "table"]))
     if kind == "choice":
         values = tuple(draw(st.lists(nested, min_size=1, max_size=4)))
         return Choice(**shared, default=draw(st.sampled_from(values)), choices=values)
     if kind == "float":
         step = draw(st.none() | st.floats(0.01, 3))
         return Float(**shared, default=float(low), low=float(low), high=float(high), step=step)
+    if kind == "number":
+        return Number(**shared, default=float(low), low=float(low), high=float(high), choices=(float(low),))
+    if kind == "table":
+        names = draw(st.lists(st.text(min_size=1, max_size=5), unique=True, max_size=4))
+        knob = Table(**shared, default=(), names=tuple(names), width=draw(st.integers(1, 3)), high=float(abs(high)))
+        row = st.lists(st.floats(0, knob.high), min_size=knob.width, max_size=knob.width)
+        table = draw(st.dictionaries(st.sampled_from(names), row)) if names else {}
+        default = knob.check(table, "t")
+        return replace(knob, default=default, choices=(default,))
     if kind == "integer":
         return Integer(**shared, default=high, low=low, high=high)
     elements = tuple(draw(st.lists(st.integers(0, 9) | st.text(max_size=3), min_size=1, max_size=5, unique=True)))

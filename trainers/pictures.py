@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,5 +86,5 @@ def choose(content: Mapping[str, Any], count: int) -> Sequence[Mapping[str, Any]
     split = content["images"]
     count = min(count, len(split))
     edges = [place * len(split) // count for place in range(count + 1)] if count else []
-    stretches = [split[begin:end] for begin, end in zip(edges, edges[1:])]
+    stretches = [split[begin:end] for begin, end in pairwise(edges)]
     return [max(stretch, key=lambda image: objects[image["id"]]) for stretch in stretches]

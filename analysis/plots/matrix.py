@@ -267,7 +267,7 @@ def _space(page: go.Figure, view: View, objectives: Sequence[Objective]) -> None
     if drawn:
         low, high = min(places(drawn, up)), max(places(drawn, up))
         floor = low - (0.1 * (high - low) or 0.1 * abs(high) or 1.0)
-        marked = [*view.members, *([view.baseline] if view.baseline else [])]
+        marked = [*view.members, *(trial for trial in view.faint if trial.baseline)]
         stems: tuple[list[float | None], ...] = ([], [], [])
         for trial in marked:
             x, y, z = (places([trial], objective)[0] for objective in (right, depth, up))

@@ -87,8 +87,8 @@ def scales_picture(record: TrialRecord, *, title: str) -> Figure:
     axes.set_ylim(-0.03 * highest, 1.06 * highest)
     step = next(step for step in (1, 2, 5, 10, 20) if highest / step <= 12)
     axes.set_yticks(range(0, math.floor(1.06 * highest) + 1, step))
-    look: dict[str, Any] = {"rotation": 90, "multialignment": "right"} if turned else {}
-    axes.set_xticks(places, [_name(block, turned) for block in blocks], **look)
+    turn: dict[str, Any] = {"rotation": 90, "multialignment": "right"} if turned else {}
+    axes.set_xticks(places, [_name(block, turned) for block in blocks], **turn)
     axes.tick_params(axis="x", labelsize=12 if len(blocks) <= _LARGE else 9.5, length=0)
     axes.legend(handles=_legend(), loc="lower right", bbox_to_anchor=(1, 1.06), **_LEGEND)
     return picture
@@ -184,8 +184,8 @@ def _legend() -> list[Any]:
 
 
 def _figures(record: TrialRecord) -> dict[str, float]:
-    """The figures of the learning network and of the decomposed one before further training."""
-    names = ("learned_", "decomposed_", "learning_")
+    """The figures of the learning network, of the decomposed one before further training, and after it."""
+    names = ("learned_", "decomposed_", "learning_", *(["bbox_mAP"] if record.state is TrialState.COMPLETE else []))
     return {name: value for name, value in record.metrics.items() if name.startswith(names)}
 
 

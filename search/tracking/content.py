@@ -23,7 +23,9 @@ _STATUS = {
     TrialState.RUNNING: "RUNNING",
     TrialState.FAILED: "FAILED",
 }
-_LONGEST = 5000  # of a tag, below MLflow's 8,000
+_LONGEST = 5000  # of a tag or a parameter, below MLflow's 8,000 and 6,000
+# Of a network that was learned, and of what it was settled into before further training.
+_LEARNED = ("learned_", "decomposed_", "learning_")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def content_of(record: TrialRecord) -> Content:
     """Works out the child run of a trial.
 
     Values that are not finite are left out. Final figures are there once the trial is finished; accuracy among them
-    only if it is COMPLETE.
+    only if it is COMPLETE. Those of a network that was learned are final as soon as it is settled.
     """
     metrics: Values = {}
     for entry in () if record.point else record.curve:  # a further setting was not trained again
@@ -72,10 +74,16 @@ def content_of(record: TrialRecord) -> Content:
     if record.state.finished:
         stamp = milliseconds(record.finished if record.finished is not None else record.started)
         trained = record.state is TrialState.COMPLETE
-        learned = set() if trained else {name for entry in record.curve for name in entry.metrics}
+        of_epochs = set() if trained else {name for entry in record.curve for name in entry.metrics}
         for name, value in {**record.metrics, "compute_hours": record.compute_hours}.items():
-            if trained or not (name in learned or name.startswith("bbox_mAP")):
+            if trained or not (name in of_epochs or name.startswith("bbox_mAP")):
                 metrics[name, 0] = (float(value), stamp)
+    if "scales" in record.attrs:
+        last = record.attrs.get("learning_epochs")
+        seconds = next((entry.seconds for entry in record.curve if entry.epoch == last), 0.0)
+        for name, value in record.metrics.items():
+            if name.startswith(_LEARNED):
+                metrics[name, 0] = (float(value), milliseconds((record.started or 0.0) + seconds))
     tags = {"headway.state": record.state.value}
     if record.reason:
         tags["headway.reason"] = record.reason[:_LONGEST]
@@ -83,8 +91,10 @@ def content_of(record: TrialRecord) -> Content:
         tags["headway.rungs"] = ", ".join(f"epoch {epoch}: {word}" for epoch, word in sorted(record.rungs.items()))
     if record.folder:
         tags["headway.folder"] = record.folder
-    if record.attrs:
-        tags["headway.attrs"] = json.dumps(record.attrs, sort_keys=True, default=str)[:_LONGEST]
+    # The scales have an artifact of their own, and would crowd out all else.
+    attrs = {name: value for name, value in record.attrs.items() if name != "scales"}
+    if attrs:
+        tags["headway.attrs"] = json.dumps(attrs, sort_keys=True, default=str)[:_LONGEST]
     if record.traceback:
         # The end of a traceback tells most.
         tags["mlflow.note.content"] = f"```\n{record.traceback[-_LONGEST:]}\n```"
@@ -119,8 +129,9 @@ def volume_metrics(records: Sequence[TrialRecord], curves: Sequence[Row], *, fin
 
 
 def as_text(value: Any) -> str:
-    """Writes a setting as MLflow shows it: text as it is, all else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    """Writes a setting as MLflow shows it: text as it is, all else as JSON, cut where MLflow would cut or refuse it."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

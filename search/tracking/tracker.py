@@ -6,6 +6,7 @@ doubling anything, and ``Tracker.reconcile`` repairs whatever a kill left behind
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import tempfile
@@ -161,7 +162,8 @@ class Tracker:
         finished its final figures stand under their own names at step 0; those of accuracy only if it is COMPLETE, as
         a half-trained figure beside trained ones would mislead. Values that are not finite are left out. A trial that
         is only PROPOSED gets no run. Each further setting of inference knobs has a run of its own beside the trial's,
-        named ``7.3`` for the third of trial 7, so that charts of the runs show the curve.
+        named ``7.3`` for the third of trial 7, so that charts of the runs show the curve. The pictures in its folder
+        become artifacts of its run.
         """
         self._known[record.number] = record
         self._guarded(lambda: self._upsert_all(record))
@@ -264,7 +266,7 @@ class Tracker:
             if self._contradicts(child, content):
                 self._client.delete_run(child.run_id)
                 child = self._create(record)
-            shown = self._show_pictures(record, child)
+            shown = self._show_scales(record, child, self._show_pictures(record, child))
             self._write(child, replace(content, tags={**shown, **content.tags}), mark)
         if child.status != content.status:
             if content.status in ("FINISHED", "FAILED"):
@@ -311,6 +313,27 @@ class Tracker:
         page = page_url("", self.experiment_id, child.run_id, PICTURES)
         told = f"[All {len(names)} pictures]({page}) of what it finds on validation images"
         return {**tags, "mlflow.note.content": "\n\n".join([told, *links])}
+
+    def _show_scales(self, record: TrialRecord, child: _Child, tags: dict[str, str]) -> dict[str, str]:
+        """Logs the scales that a trial has learned as ``scales.png`` and ``scales.json``, anew when they change.
+
+        Returns:
+            ``tags`` with one that tells so, and with the picture on top of the run's description.
+        """
+        if record.point or not record.attrs.get("scales"):
+            return tags
+        text = plots.scales_json(record)
+        mark = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if child.tags.get("headway.scales") != mark:
+            with tempfile.TemporaryDirectory(prefix="headway-") as name:
+                folder = Path(name)
+                title = f"{self._study}, trial {record.label}: learned scales"
+                (folder / "scales.png").write_bytes(plots.scales_png(record, title=title))
+                (folder / "scales.json").write_text(text, encoding="utf-8")
+                self._client.log_artifacts(child.run_id, str(folder))
+        picture = f"![Learned scales](get-artifact?path=scales.png&run_uuid={child.run_id})"
+        note = "\n\n".join(part for part in (picture, tags.get("mlflow.note.content")) if part)
+        return {**tags, "headway.scales": mark, "mlflow.note.content": note}
 
     def _contradicts(self, child: _Child, content: Content) -> bool:
         """Whether the run holds what MLflow cannot change and the record does not say."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def test_three_objectives(table: list[tuple[int, int, int]]) -> None:
     trials = [TrialRecord(i, DONE, metrics=dict(zip("abc", row, strict=True))) for i, row in enumerate(table)]
     kept = {one.number for one in trials if not any(pareto.dominates(other, one, objectives) for other in trials)}
     assert set(numbers(pareto.front(trials, objectives))) == kept
+
+
+@given(table=st.lists(st.tuples(*[st.integers(0, 5)] * 3), max_size=12))
+def test_hypervolume_of_three_objectives_is_what_counting_cells_gives(table: list[tuple[int, int, int]]) -> None:
+    objectives = (Objective("a", "maximize"), Objective("b", "minimize"), Objective("c", "minimize"))
+    trials = [TrialRecord(i, DONE, metrics=dict(zip("abc", row, strict=True))) for i, row in enumerate(table)]
+    cells = product(range(5), repeat=3)  # of edge 1, named by their least corner, between a = 0 and b = c = 5
+    inside = sum(any(x < a and b <= y and c <= z for a, b, c in table) for x, y, z in cells)
+    assert pareto.hypervolume(trials, objectives, (0.0, 5.0, 5.0)) == pytest.approx(inside)
 
 
 def test_hypervolume_has_its_closed_form() -> None:

@@ -1,14 +1,17 @@
-"""The drawings: self-contained, complete, and drawn for every size of study."""
+"""The drawings of a study: self-contained, complete, and drawn for every size of study."""
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 
 import pytest
 
 from analysis import pareto, plots
 from analysis.labels import axis, counts, figure, short
+from analysis.plots.matrix import matrix_figure, matrix_picture
+from analysis.plots.words import named
 from analysis.record import Objective, TrialRecord, TrialState
 from analysis.view import view_of
 
@@ -80,21 +83,101 @@ def test_other_directions_are_drawn() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_a_short_front_is_named_whole(count: int) -> None:
     members = pareto.front(study(count), TWO)
-    assert plots._named(members, TWO) == members
+    assert named(members, TWO) == members
 
 
 def test_named_designs_keep_the_ends_and_fit() -> None:
     members = pareto.front(study(60), TWO)
-    named = plots._named(members, TWO)
-    assert named[0] is members[0]
-    assert named[-1] is members[-1]
-    assert 3 <= len(named) <= 12
+    chosen = named(members, TWO)
+    assert chosen[0] is members[0]
+    assert chosen[-1] is members[-1]
+    assert 3 <= len(chosen) <= 12
 
 
 def test_spread_is_in_milliseconds() -> None:
     view = view_of(study(3), TWO)
     assert view.spread(study(3)[2]) == pytest.approx((1.0, 3.0))
     assert view.spread(TrialRecord(0, TrialState.COMPLETE, metrics={"latency_ms": 3.0})) is None
+
+
+# AP, latency and parameters of trials 0 to 5. Trials 1 to 3 are on the front of two pairs each; 0 and 4 are on that of
+# no pair, but nothing is better than them in all three; 5 is worse than 0.
+SIX = [(0.30, 100, 30), (0.35, 80, 50), (0.33, 140, 20), (0.10, 60, 25), (0.31, 101, 29), (0.30, 102, 31)]
+FOUR = (*THREE, Objective("gmacs", "minimize"))
+
+
+def six() -> list[TrialRecord]:
+    names = ("bbox_mAP", "latency_ms", "params_m", "gmacs")
+    trials = []
+    for number, figures in enumerate(SIX):
+        knobs = {"slimhead.ratio": 0.1 * number} if number else {}
+        metrics = dict(zip(names, (*figures, 100.0 + number), strict=True))
+        trials.append(TrialRecord(number, TrialState.COMPLETE, knobs=knobs, metrics=metrics))
+    return [*trials, TrialRecord(6, TrialState.STOPPED, metrics={"bbox_mAP": 0.9, "latency_ms": 1.0, "params_m": 1.0})]
+
+
+def spots(kind: str, *columns: int) -> list[tuple[float, ...]]:
+    """Where a panel must have points, by the table above; AP in %."""
+    numbers = {"front": [1, 2, 3, 4], "baseline": [0], "dominated": [5]}[kind]
+    return rounded(tuple(SIX[n][c] * (100 if c == 0 else 1) for c in columns) for n in numbers)
+
+
+def rounded(places: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    return sorted(tuple(round(float(value), 6) for value in place) for place in places)
+
+
+PANELS = [(0, 1), (0, 2), (1, 2)]  # vertical and horizontal objective, row by row
+
+
+def test_three_objectives_are_drawn_in_pairs() -> None:
+    """The front over all three is marked in every panel, and so is the baseline."""
+    picture = matrix_picture(six(), THREE, title="cells")
+    assert len(picture.axes) == 3
+    for axes, (y, x) in zip(picture.axes, PANELS, strict=True):
+        drawn = {item.get_label(): item.get_offsets() for item in axes.collections if len(item.get_offsets())}
+        for kind in ("front", "baseline", "dominated"):
+            assert rounded(drawn[kind]) == spots(kind, x, y)
+        # All of the list have their number in every panel.
+        assert sorted(text.get_text() for text in axes.texts) == ["1", "2", "3", "4"]  # 0 is the star
+        assert axes.get_xlabel().startswith(axis(THREE[x].metric))
+        assert axes.get_ylabel().endswith("more is better" if y == 0 else "less is better")
+    # The step line is the front of the two alone.
+    lines = [rounded(zip(*axes.lines[0].get_data(), strict=True)) for axes in picture.axes]
+    assert lines == [[(60, 10), (80, 35)], [(20, 33), (50, 35)], [(20, 140), (25, 60)]]
+
+
+def test_page_of_three_objectives_has_pairs_and_space() -> None:
+    page = matrix_figure(six(), THREE, title="cells")
+    for kind, name in (("front", "front over all objectives"), ("baseline", "baseline"), ("dominated", "dominated")):
+        flat = [trace for trace in page.data if trace.name == name and trace.type == "scatter"]
+        assert [rounded(zip(trace.x, trace.y, strict=True)) for trace in flat] == [spots(kind, x, y) for y, x in PANELS]
+        [space] = [trace for trace in page.data if trace.name == name and trace.type == "scatter3d"]
+        assert rounded(zip(space.x, space.y, space.z, strict=True)) == spots(kind, 1, 2, 0)
+        assert [trace.showlegend for trace in flat] == [True, False, False]
+    [space] = [trace for trace in page.data if trace.type == "scatter3d" and trace.mode == "lines"]
+    assert len(space.x) == 3 * 5  # a stem below each of the front, the baseline among them
+    [front] = [trace for trace in page.data if trace.type == "scatter3d" and trace.name == "front over all objectives"]
+    assert front.hovertext[0].startswith("<b>trial 3</b>, on the front<br><b>AP 10.0 %</b><br><b>latency 60.0 ms</b>")
+    assert "against the baseline: -20.0 AP, -40 % latency, -17 % parameters" in front.hovertext[0]
+    assert "<i>slimhead.ratio</i> = 0.3" in front.hovertext[0]
+    # The corner of each pair where both are better than the baseline.
+    corners = [(shape.x1, shape.y0 if index < 2 else shape.y1) for index, shape in enumerate(page.layout.shapes)]
+    assert corners == [(100, 30), (30, 30), (30, 100)]
+
+
+def test_more_objectives_are_drawn_in_all_pairs() -> None:
+    picture = matrix_picture(six(), FOUR, title="cells")
+    labels = [(axes.get_ylabel().split(",")[0], axes.get_xlabel().split(",")[0]) for axes in picture.axes]
+    names = [axis(objective.metric) for objective in FOUR]
+    assert labels == [(names[y], names[x]) for y in range(4) for x in range(y + 1, 4)]
+    page = matrix_figure(six(), FOUR, title="cells")
+    assert len({trace.xaxis for trace in page.data if trace.type == "scatter"}) == 6
+    assert "Plotly.newPlot" in plots.pareto_html(six(), FOUR, title="cells")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_more_objectives_of_a_short_study_are_drawn(count: int) -> None:
+    assert size(plots.pareto_png(six()[:count], FOUR, title="cells")) == (2700, 1518)
 
 
 def test_hypervolume_is_drawn() -> None:

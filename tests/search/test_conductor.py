@@ -11,7 +11,7 @@ from analysis.record import TrialState, spread
 from search.conductor import Conductor, Pause
 from search.store import Store
 from search.study import parse
-from spaces.base import BaseFacts
+from spaces.base import BackboneFacts, BaseFacts
 from spaces.knob import Float
 from spaces.space import Space, build_space
 from trainers.contract import DataRequest, TrialReport, TrialRequest
@@ -557,3 +557,76 @@ def test_training_knobs_share_one_measurement_with_the_baseline(tmp_path):
         assert (metrics["latency_ratio"], metrics["latency_ms"]) == (1.0, 20.0)
         play.train(number, known=True)
     assert len({json.dumps(design, sort_keys=True) for design in designs}) == 5
+
+
+LEARNED = replace(FACTS, backbone=BackboneFacts("ResNet", (2, 2, 2, 2), basic=True))
+POD = {"stages": [[4, 5]], "transfer": [True, False], "learn_share": [0.25, 0.5], "always": True}
+
+
+def learn(play, number, epochs=2):
+    """The first phase of a trial, and its report."""
+    assert all(play.epoch(number, epoch) for epoch in range(1, epochs + 1))
+    attrs = {"learning_epochs": epochs, "scales": {"backbone.layer2.0.conv1": {"d_h": 1.5, "d_w": 1.5}}}
+    report = TrialReport(phase="learned", epoch=epochs, metrics={"decomposed_bbox_mAP": 0.2}, attrs=attrs)
+    return play.conductor.report(number, report)
+
+
+def test_what_a_learned_network_costs_is_judged_when_it_is_known(tmp_path):
+    play = Play(tmp_path, build_space({"pod": POD}, LEARNED), constraints=["gmacs <= 12"], rungs=None)
+    play.baseline()
+    assert play.next().speed is not None
+    assert learn(play, 1)
+    assert play.state(1) is TrialState.RUNNING and "gmacs" not in play.store.record(1).metrics
+    assert not play.counted(1, gmacs=13.0)
+    assert play.state(1) is TrialState.INFEASIBLE
+    assert play.store.record(1).metrics["decomposed_bbox_mAP"] == 0.2
+
+    play.next()
+    assert learn(play, 2) and play.counted(2, gmacs=9.0) and play.timed(2, 0.9)
+    assert play.epoch(2, 3) and play.epoch(2, 4) and not play.send(2, "done", 4)
+    assert play.state(2) is TrialState.COMPLETE
+    assert [item.epoch for item in play.store.record(2).curve] == [1, 2, 3, 4]
+
+
+def test_a_learned_network_shares_its_latency_with_nobody(tmp_path):
+    play = Play(tmp_path, build_space({"pod": POD}, LEARNED), rungs=None)
+    play.baseline()
+    first = play.next()
+    assert learn(play, 1) and play.counted(1) and play.timed(1, 0.9)
+    # Killed after it was timed, it is not timed again.
+    play = play.again()
+    assert play.next().speed is None
+    assert play.store.record(1).metrics["latency_ratio"] == 0.9
+    assert play.epoch(1, 3) and play.epoch(1, 4)
+    play.send(1, "done", 4)
+    # Of the same architecture knobs, but with scales of its own.
+    second = play.next()
+    assert play.conductor.space.architecture(first.knobs) == play.conductor.space.architecture(second.knobs)
+    assert second.speed is not None and "latency_ratio" not in play.store.record(2).metrics
+
+
+def test_while_it_learns_a_network_competes_with_those_that_learn(tmp_path):
+    play = Play(tmp_path, build_space({"pod": POD}, LEARNED), concurrent=2)
+    play.baseline()
+    play.next()
+    # The baseline is better, but what this one will cost nobody knows: it has no rival yet.
+    assert play.epoch(1, 1, accuracy=0.2)
+    assert play.store.record(1).rungs[1] == "continue: fewer than 2 trials of its speed have been here"
+    assert learn(play, 1) and play.counted(1) and play.timed(1, 0.5)
+    play.next()
+    # The first one's cost is known by now; at this rung it was not.
+    assert not play.epoch(2, 1, accuracy=0.1)
+    assert play.store.record(2).rungs[1].startswith("stop: rank 2 of 2")
+
+
+def test_a_network_that_learns_needs_two_epochs(tmp_path):
+    from search.engine import prepare_space
+    from spaces.errors import UserError
+
+    raw = {"name": "one", "base": "headway::gfl_tiny", "budget": {"trials": 2, "epochs": 1}}
+    raw["data"] = {"digits": {}, "size": [96, 96]}
+    with pytest.raises(UserError, match=r"^budget\.epochs: must be 2 or more, .* but got 1\.$"):
+        prepare_space(parse({**raw, "space": {"pod": {}}}, "one.yaml"))
+    with pytest.raises(UserError, match=r"^budget\.epochs: must be 2 or more"):
+        prepare_space(parse({**raw, "designs": [{"name": "pod", "knobs": {"pod": {}}}]}, "one.yaml"))
+    assert prepare_space(parse({**raw, "space": {"pod": {"mode": "learn"}}}, "one.yaml")).may_learn() is False

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spaces.base import dense_part, plain_type
+from spaces.base import dense_part, facts, plain_type
 from spaces.errors import HeadwayError, unknown
 from spaces.registry import families, patch_of
 
@@ -41,6 +41,22 @@ def apply(model: Mapping[str, Any], knobs: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in split(knobs).items():
         patched = patch_of(name)(values, patched)
     return patched
+
+
+def optimizer_keys(model: Mapping[str, Any], knobs: Mapping[str, Any], optimizer: str) -> dict[str, dict[str, float]]:
+    """Gives what families want an optimizer to know of their parameters (``paramwise_cfg.custom_keys``).
+
+    Args:
+        model: A ``model`` config of the base.
+        knobs: A canonical design.
+        optimizer: Type of the optimizer, ``AdamW`` for instance.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, values in split(knobs).items():
+        keys = getattr(_patch_module(name), "optimizer_keys", None)
+        if keys is not None:
+            found |= keys(values, facts(model), any(word in optimizer for word in ("Adam", "Lamb", "LION", "Lion")))
+    return found
 
 
 def learning(knobs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -114,17 +114,23 @@ def trial_config(request: TrialRequest, facts: DataFacts | None = None) -> Confi
 
     facts = facts or read_facts(request.data)
     base = load_base(request.base, trained=True)
+    batch = request.batch or int((base.get("train_dataloader") or {}).get("batch_size", 2))
     model = plain(base["model"])
     set_classes(model, len(request.data.classes))
     backbone = resolve_backbone(model, request.backbone)
+    schedule = _schedule(request, base, facts, batch)
+    optimizer = str(schedule["optim_wrapper"]["optimizer"]["type"])
+    keys = patching.optimizer_keys(model, request.knobs, optimizer)
+    if keys:
+        paramwise = schedule["optim_wrapper"].setdefault("paramwise_cfg", {})
+        paramwise["custom_keys"] = {**paramwise.get("custom_keys", {}), **keys}
     model = patching.apply(model, request.knobs)
 
-    batch = request.batch or int((base.get("train_dataloader") or {}).get("batch_size", 2))
     config: dict[str, Any] = {
         "default_scope": "mmdet",
         "model": model,
         **_data(request, base, facts, batch),
-        **_schedule(request, base, facts, batch),
+        **schedule,
         **_runtime(request),
     }
     custom_imports = [*(base.get("custom_imports") or {}).get("imports", []), *patching.imports(request.knobs)]

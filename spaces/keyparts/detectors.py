@@ -214,7 +214,7 @@ class RFCNBBoxHead(BBoxHead):
         Raises:
             ValueError: The extractor gives other channels than this head reads.
         """
-        votes = x.mean(dim=(2, 3))
+        votes = x.mean(dim=(2, 3)).contiguous()  # mmdet takes views of it
         classes, boxes = self.num_classes + 1, AGNOSTIC_BOXES if self.reg_class_agnostic else 4 * self.num_classes
         if votes.shape[1] != classes + boxes:
             raise ValueError(

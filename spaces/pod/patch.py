@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spaces.pod.scales import LARGEST, summary
+from spaces.base import BaseFacts
+from spaces.pod.knobs import paths
+from spaces.pod.scales import LARGEST, stage_of, summary, tower_element
 
-__all__ = ["learning", "patch", "settled", "summary"]
+__all__ = ["learning", "optimizer_keys", "patch", "settled", "summary"]
 
+# Share of the learning rate that scales get from optimizers of Adam's kin.
+_ADAPTIVE = 0.01
 _DECOMPOSING = ("tolerance", "round_channels", "zero_taps")
 
 
@@ -34,6 +38,26 @@ def patch(values: Mapping[str, Any], model: dict[str, Any]) -> dict[str, Any]:
 def learning(values: Mapping[str, Any]) -> dict[str, Any]:
     """Gives the values of the network that learns the scales."""
     return {"mode": "learn", "stages": values["stages"], "towers": values["towers"]}
+
+
+def optimizer_keys(values: Mapping[str, Any], base: BaseFacts, adaptive: bool) -> dict[str, dict[str, float]]:
+    """Gives what the optimizer must know of the scales: the entries of ``paramwise_cfg.custom_keys``.
+
+    A scale is a sum over hundreds of channels, all of which Adam moves by the full rate at every step, however small
+    the gradient: in a hundred steps of a short training that alone takes it to 0 or beyond the map. With SGD, which the
+    paper uses, steps shrink with the gradient. Decay would draw the scale to 0.
+
+    Args:
+        values: Knob values with mode ``learn`` or ``decompose``.
+        base: Facts of the base.
+        adaptive: Whether the optimizer is of Adam's kin.
+    """
+    if values["mode"] == "fixed":
+        return {}
+    stages, towers = values["stages"], values["towers"]
+    learned = [path for path in paths(base) if stage_of(path) in stages or tower_element(path) in towers]
+    # By full path, since mmengine takes the longest key that fits, and bases have some for the whole backbone.
+    return {f"{path}.scale.": {"lr_mult": _ADAPTIVE if adaptive else 1.0, "decay_mult": 0.0} for path in learned}
 
 
 def settled(values: Mapping[str, Any], learned: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

@@ -288,13 +288,30 @@ def test_a_c4_detector_is_counted_without_its_weights(comparison):
     assert base["head_gmacs"] - ours["head_gmacs"] == pytest.approx(732.375 - 49.559, abs=0.001)
 
 
-def test_preset_dilations_save_what_their_zeros_do(comparison):
-    (base,) = counted(comparison, "pod", 5, "RetinaNet R50-FPN")
-    (fixed,) = counted(comparison, "pod", 3, "RetinaNet train R50-FPN h")
-    # conv3_1: 8 of 128 channels with 1x3 kernels on 16,800 sites; conv4_1: 45 of 256 and conv5_1: 113 of 512 with 1x1.
-    saved = 8 * 128 * 6 * 16_800 + 45 * 256 * 8 * 4_200 + 113 * 512 * 8 * 1_050
-    assert (base["gmacs"] - fixed["gmacs"]) * 1e9 == pytest.approx(saved)
-    assert base["head_gmacs"] == fixed["head_gmacs"]
+@pytest.mark.parametrize(
+    ("plain_row", "preset_row", "saved"),
+    [
+        # The lower part of conv3_1 has 1x3 kernels, that of conv4_1 and conv5_1 1x1.
+        (
+            "RetinaNet R50-FPN",
+            "RetinaNet train R50-FPN h",
+            8 * 128 * 6 * 16_800 + 45 * 256 * 8 * 4_200 + 113 * 512 * 8 * 1_050,
+        ),
+        (
+            "FRCNN R50-FPN",
+            "FRCNN train R50-FPN w",
+            12 * 128 * 8 * 16_800 + 52 * 256 * 8 * 4_200 + 166 * 512 * 8 * 1_050,
+        ),
+        # All but conv3_1 is above 1, and its 0.95 counts as 1.
+        ("FRCNN R50-C4", "FRCNN train R50-C4 h", 15 * 128 * 6 * 16_800),
+    ],
+)
+def test_preset_dilations_save_what_their_zeros_do(comparison, plain_row, preset_row, saved):
+    """Channels of the lower part x inputs x missing taps x sites, for the dilations of POD's table 3."""
+    (base,) = counted(comparison, "pod", 5, plain_row)
+    (preset,) = counted(comparison, "pod", 3, preset_row)
+    assert (base["gmacs"] - preset["gmacs"]) * 1e9 == pytest.approx(saved)
+    assert base["head_gmacs"] == preset["head_gmacs"]
 
 
 def test_a_detector_without_study_is_counted_and_says_why(comparison):

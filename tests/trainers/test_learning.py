@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 
 from trainers import checkpoint, learning, sweep
+from trainers.config import trial_config
 from trainers.contract import DataRequest, SpeedRequest, StopTrial, TrialFailed, TrialReport, TrialRequest
 from trainers.detector import build_model, train
 from trainers.digits import write_digits
@@ -238,3 +240,24 @@ def test_another_seed_does_not_take_what_was_learned(undisturbed: Whole) -> None
 def test_one_epoch_is_too_few(data: DataRequest, tmp_path: Path) -> None:
     with pytest.raises(TrialFailed, match="2 epochs or more, but the budget has 1"):
         run(request_in(tmp_path / "trial", data, epochs=1))
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("AdamW", 0.01), ("SGD", 1.0)])
+def test_scales_get_a_learning_rate_of_their_own(
+    optimizer: str, share: float, undisturbed: Whole, data: DataRequest, tmp_path: Path
+) -> None:
+    base = Config.fromfile(str(ROOT / "trainers/bases/gfl_nano.py"))
+    # mmengine takes the longest key that fits, whatever the base says of its whole backbone.
+    base["optim_wrapper"] = {
+        "type": "OptimWrapper",
+        "optimizer": {"type": optimizer, "lr": 0.1, "weight_decay": 0.5},
+        "paramwise_cfg": {"custom_keys": {"backbone.layer4": {"lr_mult": 0.5}}},
+    }
+    base.dump(str(tmp_path / "base.py"))
+    request = learning.first_phase(request_in(tmp_path / "trial", data, base=str(tmp_path / "base.py")))
+    config = trial_config(request)
+    wrapper = build_optim_wrapper(build_model(config, seed=0), config["optim_wrapper"])
+    rates = {(round(group["lr"], 6), group["weight_decay"]) for group in wrapper.param_groups}
+    assert rates == {(0.1, 0.5), (0.05, 0.5), (round(0.1 * share, 6), 0.0)}
+    scales = [group for group in wrapper.param_groups if group["weight_decay"] == 0.0]
+    assert len(scales) == 16  # weight and bias of 8 convolutions

@@ -1,4 +1,4 @@
-# Faster R-CNN of one eighth of a ResNet-18's width, for the embedded digits: strides 4 to 32, box layers of 128.
+# Faster R-CNN of one eighth of a ResNet-18's width, for the embedded digits: strides 4 to 32, two box layers of 128.
 model = dict(
     type="FasterRCNN",
     data_preprocessor=dict(
@@ -103,13 +103,14 @@ model = dict(
     ),
 )
 
-# No flip: a mirrored digit is none.
+# Without RandomFlip: a mirrored digit is none.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(160, 160), keep_ratio=True),
     dict(type="PackDetInputs"),
 ]
+# Two stages trained from scratch live from the number of their steps.
 train_dataloader = dict(batch_size=2, dataset=dict(type="CocoDataset", pipeline=train_pipeline))
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 param_scheduler = [
@@ -118,7 +119,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=0.002, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=0.003, weight_decay=0.05),
     # Adam's steps do not shrink with the gradient, so offsets of deformable layers learn at a tenth.
     paramwise_cfg=dict(custom_keys={"conv_offset": dict(lr_mult=0.1)}, norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=35, norm_type=2),

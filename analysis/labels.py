@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -30,6 +30,10 @@ _SIZES = {"s": "small", "m": "medium", "l": "large"}
 
 
 def _wording(metric: str) -> _Wording:
+    for prefix in ("learned_", "decomposed_", "learning_"):
+        if metric.startswith(prefix):
+            inner = _wording(metric.removeprefix(prefix))
+            return replace(inner, label=f"{prefix[:-1]} {inner.label}")
     if metric.startswith("bbox_mAP"):
         rest = metric[len("bbox_mAP") :].strip("_")
         if rest.isdigit():
@@ -69,8 +73,8 @@ def knob_value(value: Any) -> str:
 def short(knobs: Mapping[str, Any], longest: int | None = None) -> str:
     """Words a design in one line: ``slimhead levels=0 ratio=0.5 nearest · dcn cls=0,1``.
 
-    Knobs are grouped by family in the order given. Words stand without their knob's name, and what is off, empty or
-    ``None`` is left out.
+    Knobs are grouped by family in the order given. Words stand without their knob's name, a switch
+    that is off is told as ``no fat``, and what is empty or ``None`` is left out.
 
     Args:
         knobs: Canonical design; empty for the baseline.
@@ -84,7 +88,9 @@ def short(knobs: Mapping[str, Any], longest: int | None = None) -> str:
         words = families.setdefault(family, [])
         if value is True:
             words.append(knob or "on")
-        elif value is None or value is False or (isinstance(value, (list, tuple)) and not value):
+        elif value is False:
+            words.append(f"no {knob}" if knob else "off")
+        elif value is None or (isinstance(value, (list, tuple)) and not value):
             continue
         elif isinstance(value, str) and knob:
             words.append(value)

@@ -1,4 +1,4 @@
-"""What a plot of the front shows, worked out once for the page and for the picture."""
+"""What a plot of two objectives shows, worked out once for the page and for the picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class View:
     Attributes:
         y: Objective of the vertical axis.
         x: Objective of the horizontal axis, or ``None``: the trial's number.
-        colour: Objective drawn as colour, or ``None``.
         baseline: Trial 0 if it is a point.
         members: The front, ascending in x.
         faint: The other points.
@@ -29,7 +28,6 @@ class View:
 
     y: Objective
     x: Objective | None
-    colour: Objective | None
     baseline: TrialRecord | None
     members: list[TrialRecord]
     faint: list[TrialRecord]
@@ -47,12 +45,6 @@ class View:
         """Vertical positions, as drawn."""
         return [scaled(self.y.metric, trial.metrics[self.y.metric]) for trial in trials]
 
-    def colours(self, trials: Sequence[TrialRecord]) -> list[float]:
-        """Values of the third objective, as drawn."""
-        if self.colour is None:
-            raise ValueError("this plot has no third objective")
-        return [scaled(self.colour.metric, trial.metrics[self.colour.metric]) for trial in trials]
-
     @property
     def xlabel(self) -> str:
         """Label of the horizontal axis, with the direction that is better."""
@@ -67,8 +59,8 @@ class View:
 
     @property
     def stepped(self) -> bool:
-        """Whether a step line through the front is its true boundary; with a third objective it is not."""
-        return self.x is not None and self.colour is None and len(self.members) > 1
+        """Whether there is a step line through the front; over more than two objectives it is not their boundary."""
+        return self.x is not None and len(self.members) > 1
 
     def spread(self, trial: TrialRecord) -> tuple[float, float] | None:
         """How far the quartiles of the measured latency lie left and right of the point, in ms; ``None`` if unknown."""
@@ -97,9 +89,9 @@ def view_of(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> V
 
     Args:
         trials: All records; those that are no points are only counted.
-        objectives: At least one; those beyond the third are not drawn.
+        objectives: At least one. The front is over all of them; those beyond the second have no axis.
     """
-    y, x, colour = objectives[0], *(*objectives[1:3], None, None)[:2]
+    y, x = objectives[0], objectives[1] if len(objectives) > 1 else None
     drawn = points(trials, objectives)
     members = front(drawn, objectives)
     labels = {trial.label for trial in members}
@@ -108,7 +100,6 @@ def view_of(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> V
     view = View(
         y=y,
         x=x,
-        colour=colour,
         baseline=next((trial for trial in drawn if trial.baseline), None),
         members=members,
         faint=sorted((t for t in drawn if t.label not in labels), key=lambda t: speed_order(t, objectives)),

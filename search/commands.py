@@ -183,6 +183,7 @@ def draw(options: argparse.Namespace) -> None:
 
     with _quiet_stdout(options.json):
         chosen = choose_images([Path(word) for word in options.images], limit=options.limit, out=out)
+        print(f"loading {options.bundle}", file=sys.stderr, flush=True)
         for name, left in chosen.left.items():
             print(f"{name}: the first {options.limit} images by name, {left} left out (--limit)", file=sys.stderr)
         found = draw_bundle(

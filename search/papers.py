@@ -15,6 +15,7 @@ from search.store import Store
 from search.study import Study, load
 from spaces.base import facts
 from spaces.errors import HeadwayError
+from spaces.patching import unlearned
 from spaces.space import Design, Space, design_hash
 
 # Beside the packages, both in a checkout and where it is installed.
@@ -25,6 +26,7 @@ LEGEND = (
     f"beyond the neck at {SIZE[0]}x{SIZE[1]}, 1333x800 padded, every site of every level computed; parameters; and, "
     "where the row's study was run, AP of boxes in % and the latency, in ms and as a ratio to its own baseline."
 )
+_AT_MOST = "ours: before its dilations are learned; decomposed, it has the same parameters and as many GMACs or fewer"
 
 
 @dataclass
@@ -42,24 +44,27 @@ class Comparison:
     recipes: Path = RECIPES
     _studies: dict[str, tuple[Study, Space]] = field(default_factory=dict)
     _runs: dict[str, tuple[int, list[TrialRecord]]] = field(default_factory=dict)
-    _costs: dict[tuple[str, int | None, str], Mapping[str, float] | str] = field(default_factory=dict)
+    _costs: dict[tuple[str, int | None, str], dict[str, float] | str] = field(default_factory=dict)
 
     def table(self, table: Table) -> dict[str, Any]:
         """Gives a table as plain JSON types.
 
         Returns:
-            ``paper``, ``table``, ``title``, ``data``, ``device``, ``columns`` with their units, and ``rows``: each with
-            ``label``, ``published``, ``study`` (its file below ``recipes/papers``), ``base``, ``knobs`` (canonical),
-            ``ours``, ``reason`` and ``note``. ``ours`` has ``gmacs``, ``head_gmacs`` and ``params_m``, and once it was
-            trained what the trial measured and its ``point``; it is empty for a row that cannot be expressed.
+            ``paper``, ``table`` (its number), ``kind`` (``table`` or ``figure``), ``title``, ``data``, ``device``,
+            ``columns`` with their units, and ``rows``: each with ``label``, ``published``, ``study`` (its file below
+            ``recipes/papers``), ``base``, ``knobs`` (canonical), ``ours``, ``reason`` and ``note``. ``ours`` has
+            ``gmacs``, ``head_gmacs`` and ``params_m``, of a two-stage detector also ``roi_gmacs`` and
+            ``roi_params_m``, its RoI head's, and once it was trained what the trial measured and its ``point``; it is
+            empty for a row that cannot be expressed.
         """
         rows = []
         for number, row in enumerate(table.rows, 1):
-            self.say(f"{table.paper} table {table.number}, row {number}/{len(table.rows)}: {row.label}")
+            self.say(f"{table.paper} {table.kind} {table.number}, row {number}/{len(table.rows)}: {row.label}")
             rows.append(self._row(row))
         return {
             "paper": table.paper,
             "table": table.number,
+            "kind": table.kind,
             "title": table.title,
             "data": table.data,
             "device": table.device,
@@ -83,8 +88,11 @@ class Comparison:
             design = self.design(row)
             found.update(base=_short(study.base, self.recipes), knobs=design)
             classes = len(study.data.classes) if study.data.classes else None
-            cost = self._cost(study.base, design, classes, design_hash(space.architecture(design)))
+            plain = unlearned(design)
+            cost = self._cost(study.base, plain, classes, design_hash(space.architecture(plain)))
             trained, note = self._trained(study, design)
+            if space.learns(design) and "gmacs" not in trained:
+                note = "; ".join(filter(None, (note, _AT_MOST)))
             found["ours"] = {**(cost if isinstance(cost, Mapping) else {}), **trained}
             problems = [text for text in (row.note, cost if isinstance(cost, str) else None, note) if text]
             found["note"] = "; ".join(problems) or None
@@ -122,8 +130,14 @@ class Comparison:
             from trainers.profile import count_patched
 
             try:
-                counted = count_patched(base, design, SIZE, classes).to_metrics()
-                self._costs[key] = {name: counted[name] for name in ("gmacs", "head_gmacs", "params_m")}
+                counted = count_patched(base, design, SIZE, classes)
+                figures = counted.to_metrics()
+                self._costs[key] = {name: figures[name] for name in ("gmacs", "head_gmacs", "params_m")}
+                if "roi_head" in counted.params_parts:
+                    self._costs[key] |= {
+                        "roi_gmacs": counted.macs_parts["roi_head"] / 1e9,
+                        "roi_params_m": counted.params_parts["roi_head"] / 1e6,
+                    }
             except HeadwayError as error:
                 self._costs[key] = f"not counted: {error}"
         return self._costs[key]
@@ -142,7 +156,12 @@ class Comparison:
                     return {"point": record.label}, f"trial {record.label} is {record.state.value}"
                 short = epochs != study.budget.epochs
                 note = f"ours: {epochs} epochs instead of {study.budget.epochs}" if short else None
-                kept = {name: value for name, value in record.metrics.items() if _kept(name)}
+                learned = "learning_epochs" in record.attrs
+                kept = {
+                    name: value
+                    for name, value in record.metrics.items()
+                    if _kept(name) or (learned and name in ("gmacs", "head_gmacs", "params_m"))
+                }
                 return {"point": record.label, **kept}, note
         return {}, None
 

@@ -12,7 +12,7 @@ from search.designs import listed
 from search.engine import fill_in, prepare, prepare_space
 from search.resources import divide
 from search.study import Constraint, Study
-from spaces.patching import split
+from spaces.patching import split, unlearned
 from spaces.space import Design, Space, design_hash
 from trainers.contract import TrialRequest
 from trainers.data import DataReport
@@ -124,7 +124,10 @@ def make_plan(study: Study) -> Plan:
     seconds = None
     if data is None:
         classes = len(study.data.classes) if study.data.classes else None
-        counted = [count_patched(study.base, design, study.speed_size, classes).to_metrics() for _, design in designs]
+        counted = [
+            count_patched(study.base, unlearned(design), study.speed_size, classes).to_metrics()
+            for _, design in designs
+        ]
     else:
         with tempfile.TemporaryDirectory(prefix="headway-plan-") as folder:
             request = TrialRequest(
@@ -143,7 +146,7 @@ def make_plan(study: Study) -> Plan:
                 threads=share.cpus,
                 count_size=study.speed_size,
             )
-            counted = [count_design(request, design) for _, design in designs]
+            counted = [count_design(request, unlearned(design)) for _, design in designs]
             seconds = seconds_per_trial(request)
     constraints = [Constraint.parse(text) for text in study.constraints]
     corners = []
@@ -157,6 +160,10 @@ def make_plan(study: Study) -> Plan:
     if all(corner.broken for corner in corners[1:]) and len(corners) > 1:
         which = "design of the list" if study.designs else "corner of the space"
         notes.append(f"Warning: every {which} breaks a constraint.")
+    if any(space.learns(design) for _, design in designs):
+        notes.append(
+            "Note: dilations that are learned are counted as the base's; decomposed ones cost the same or less."
+        )
     if "::" not in study.base:
         notes.append(f"Note: the base is a Python file and is executed: {study.base}")
     return Plan(

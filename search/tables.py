@@ -187,7 +187,7 @@ def print_published(found: Sequence[Mapping[str, Any]], legend: str) -> None:
     console = _console()
     for table in found:
         where = f"{table['data']}; FPS on a {table['device']}" if table["device"] else table["data"]
-        shown = Table(title=f"{table['paper']}, table {table['table']}: {table['title']}", caption=where)
+        shown = Table(title=f"{table['paper']}, {table['kind']} {table['table']}: {table['title']}", caption=where)
         shown.add_column("row", overflow="fold")
         for name in table["columns"]:
             shown.add_column(name, justify="right", no_wrap=True)

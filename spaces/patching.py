@@ -74,6 +74,12 @@ def settled(knobs: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, A
     return _with_learners(knobs, lambda name, values: _patch_module(name).settled(values, learned)) or dict(knobs)
 
 
+def unlearned(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives a design without the families that learn: what can be counted before anything is learned."""
+    learners = _learners(knobs)
+    return {key: value for key, value in knobs.items() if key.partition(".")[0] not in learners}
+
+
 def observer(knobs: Mapping[str, Any], model: Any) -> Any:
     """Gives the ``Observer`` of the family that learns, attached to a model built from ``learning(knobs)``."""
     name = next(iter(_learners(knobs)))

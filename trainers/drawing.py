@@ -36,6 +36,7 @@ _COLOURS: tuple[Colour, ...] = (
 _HEAT = np.array([(49, 54, 149), (116, 173, 209), (255, 255, 191), (244, 109, 67), (165, 0, 38)], dtype=float)
 _OPACITY = 0.6  # of a heat map over the image
 _DARK = 0.35  # brightness of what was not computed
+_SHARED = "a point of several colours: parts in one cell"
 _TILE, _ROW = 200, 3  # px of an enlarged object, and how many stand side by side
 _LEAST_WIDTH = 560  # px of a page, so that its title can be read
 
@@ -193,12 +194,12 @@ class _View:
         (x1, y1), (x2, y2) = self.at(*box[:2]), self.at(*box[2:])
         self.canvas.rectangle([x1, y1, max(x1, x2), max(y1, y2)], outline="white", width=1)
         dash = 5
-        for x in np.arange(x1, x2, 2 * dash):
+        for left in np.arange(x1, x2, 2 * dash).tolist():
             for y in (y1, y2):
-                self.canvas.line([x, y, min(x + dash, x2), y], fill="black")
-        for y in np.arange(y1, y2, 2 * dash):
+                self.canvas.line([left, y, min(left + dash, x2), y], fill="black")
+        for top in np.arange(y1, y2, 2 * dash).tolist():
             for x in (x1, x2):
-                self.canvas.line([x, y, x, min(y + dash, y2)], fill="black")
+                self.canvas.line([x, top, x, min(top + dash, y2)], fill="black")
 
     def cells(
         self, cell: Sequence[float], shape: Sequence[int], corner: Sequence[float] = (0, 0)
@@ -279,7 +280,9 @@ def _key_parts(
         return {}
     total = len(parts["points"][0])
     which = f"{_count(looked, 'detection')}" if looked == seen["found"] else f"the best {looked} of {found}"
-    title = f"{name}: the {total} key parts discovered in {which}, where their confidence is above {SHOWN:g}"
+    sure = sum(confidence > SHOWN for row in parts["confidences"] for confidence in row)
+    title = f"{name}: the {total} key parts discovered in {which}, drawn where their confidence is above {SHOWN:g} "
+    title += f"({sure} of {total * looked}); {_SHARED}"
     marked = view.copy()
     for index in reversed(range(looked)):
         marked.box(seen["bboxes"][index], "white", 1)
@@ -352,9 +355,9 @@ def _objects(view: _View, seen: Mapping[str, Any], classes: Sequence[str], name:
             shown.append(marked.copy())
             _warm(shown[1], parts["activation"][index : index + 1], [box])
             shown[1].box(box, "white", 1)
-        tile = Image.new("RGB", (len(shown) * (_TILE + gap), _TILE + letters + 2 * gap), "white")
+        tile = Image.new("RGB", (len(shown) * (_TILE + gap), _TILE + letters + 3 * gap), "white")
         for place, one in enumerate(shown):
-            tile.paste(one.picture, (place * (_TILE + gap), letters + 2 * gap))
+            tile.paste(one.picture, (place * (one.picture.width + gap), letters + 2 * gap))
         label = seen["labels"][index]
         canvas = ImageDraw.Draw(tile)
         canvas.rectangle([0, gap, letters, gap + letters], fill=palette[label], outline="black")
@@ -363,14 +366,16 @@ def _objects(view: _View, seen: Mapping[str, Any], classes: Sequence[str], name:
         tiles.append(tile)
     across = min(_ROW if both else 2 * _ROW, len(tiles))
     width, height = tiles[0].size
-    sheet = Image.new("RGB", (across * (width + gap), -(-len(tiles) // across) * height), "white")
+    sheet = Image.new("RGB", (across * (width + 2 * gap), -(-len(tiles) // across) * height), "white")
     for place, tile in enumerate(tiles):
-        sheet.paste(tile, (place % across * (width + gap), place // across * height))
+        sheet.paste(tile, (gap + place % across * (width + 2 * gap), place // across * height))
     total = len(parts["points"][0])
     of = "" if len(tiles) == seen["found"] else f" (the best {len(tiles)} of {found})"
-    title = f"{name}: {_count(len(tiles), 'object')}{of}. "
-    title += f"{'Left' if both else 'Shown'}: the {total} key parts with a confidence above {SHOWN:g}, a colour each"
-    title += "; right: activation of the global branch, blue is low and red is high" if both else ""
+    title = (
+        f"{name}: {_count(len(tiles), 'object')}{of}. {'Left' if both else 'Shown'}: those of its {total} key parts "
+    )
+    title += f"that have a confidence above {SHOWN:g}; {_SHARED}"
+    title += ". Right: activation of the global branch, blue is low and red is high" if both else ""
     legend = _part_legend(total, letters, max(sheet.width, _LEAST_WIDTH))
     return _page(sheet, title, legend, letters=letters)
 

@@ -82,8 +82,8 @@ def _parts(model: Any, inputs: Tensor, boxes: Tensor, scale: tuple[float, ...]) 
         ``points`` (n, K), row-major indices into the RoI map, ``confidences`` (n, K) in 0..1, ``size`` of the map
         (height, width), and ``activation`` (n, h, w) in 0..1 or ``None``; ``None`` without a head of key parts.
     """
-    roi = getattr(model, "roi_head", None)
-    head = getattr(roi, "bbox_head", None)
+    roi: Any = getattr(model, "roi_head", None)
+    head: Any = getattr(roi, "bbox_head", None)
     stage: tuple[int, ...] = ()
     if isinstance(head, nn.ModuleList):
         head, stage = head[-1], (len(head) - 1,)

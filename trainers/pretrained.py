@@ -28,14 +28,15 @@ def resolve_backbone(model: dict[str, Any], source: str) -> str:
     Raises:
         UserError: ``source`` is a path that does not hold weights.
     """
-    backbone = model["backbone"]
+    backbone, parts = model["backbone"], _parts(model)
     if source not in ("auto", "none"):
         if not Path(source).is_file():
             raise UserError(f"backbone: must be auto, none or the path of a checkpoint, but {source} is no file.")
         old = next(_pretrained(backbone), {})
-        _drop(backbone)
         prefix = old.get("prefix") or _prefix(source)
-        backbone["init_cfg"] = {"type": "Pretrained", "checkpoint": source, **({"prefix": prefix} if prefix else {})}
+        for part, where in zip(parts, (prefix, prefix and "roi_head.shared_head."), strict=False):
+            _drop(part)
+            part["init_cfg"] = {"type": "Pretrained", "checkpoint": source, **({"prefix": where} if where else {})}
         return f"pretrained from {source}"
     wanted = [str(one["checkpoint"]) for one in _pretrained(backbone)]
     if not wanted:
@@ -43,13 +44,22 @@ def resolve_backbone(model: dict[str, Any], source: str) -> str:
         return "as the base says, without pretrained weights"
     local = _on_this_machine(wanted[-1]) if source == "auto" else None
     if local is not None:
-        for one in _pretrained(backbone):
-            one["checkpoint"] = str(local)
+        for part in parts:
+            for one in _pretrained(part):
+                one["checkpoint"] = str(local)
         return f"pretrained from {local}"
-    _drop(backbone)
-    changed = _unfreeze(backbone)
+    changed: dict[str, None] = {}
+    for part in parts:
+        _drop(part)
+        changed.update(dict.fromkeys(_unfreeze(part)))
     why = "asked for" if source == "none" else f"{wanted[-1]} is not on this machine"
     return f"from scratch ({why}); set {', '.join(changed) or 'nothing'}"
+
+
+def _parts(model: dict[str, Any]) -> list[dict[str, Any]]:
+    """The backbone, and its fifth stage where that stands in the RoI head (C4 detectors)."""
+    shared = (model.get("roi_head") or {}).get("shared_head")
+    return [model["backbone"], *([shared] if isinstance(shared, dict) else [])]
 
 
 def _pretrained(backbone: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -89,6 +89,7 @@ def look(model: Any, job: dict[str, Any], tell: Any) -> None:
     from mmdet.utils import get_test_pipeline_cfg
 
     spec = importlib.util.spec_from_file_location("headway_look", job["program"])
+    assert spec is not None and spec.loader is not None
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     pipeline = get_test_pipeline_cfg(model.cfg.copy())

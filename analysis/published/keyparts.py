@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from analysis.published.table import Knobs, Row, Table, figures
@@ -85,7 +86,7 @@ _POOLED = (
 )
 _FOUR = "four architectures (ResNet-101); what is printed of a head leaves out the RPN, which our head has in it"
 _FIRST_TRAINED = "the paper starts all heads of its own on COCO from a backbone first trained in the original detector"
-_NOTES = {
+_NOTES: Mapping[int, Mapping[str, tuple[str, ...]]] = {
     3: {
         "R-FCN": (_OURS_IS_COCO,),
         "Ours & R-FCN": ("as section 5.3 describes it, this head has fewer parameters than are printed",),

@@ -318,7 +318,7 @@ class Tracker:
         """Logs the scales that a trial has learned as ``scales.png`` and ``scales.json``, anew when they change.
 
         Returns:
-            ``tags`` with one that tells so, and with the picture on top of the run's description.
+            ``tags`` with one that tells so, and with the picture in the run's description.
         """
         if record.point or not record.attrs.get("scales"):
             return tags
@@ -331,9 +331,10 @@ class Tracker:
                 (folder / "scales.png").write_bytes(plots.scales_png(record, title=title))
                 (folder / "scales.json").write_text(text, encoding="utf-8")
                 self._client.log_artifacts(child.run_id, str(folder))
+        link = f"[Learned scales]({page_url('', self.experiment_id, child.run_id, 'scales.png')}) by depth"
         picture = f"![Learned scales](get-artifact?path=scales.png&run_uuid={child.run_id})"
-        note = "\n\n".join(part for part in (picture, tags.get("mlflow.note.content")) if part)
-        return {**tags, "headway.scales": mark, "mlflow.note.content": note}
+        parts = (link, tags.get("mlflow.note.content"), picture)
+        return {**tags, "headway.scales": mark, "mlflow.note.content": "\n\n".join(part for part in parts if part)}
 
     def _contradicts(self, child: _Child, content: Content) -> bool:
         """Whether the run holds what MLflow cannot change and the record does not say."""

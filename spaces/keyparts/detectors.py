@@ -214,7 +214,7 @@ class RFCNBBoxHead(BBoxHead):
         Raises:
             ValueError: The extractor gives other channels than this head reads.
         """
-        votes = x.mean(dim=(2, 3)).contiguous()  # mmdet takes views of it
+        votes = x.mean(dim=(2, 3))
         classes, boxes = self.num_classes + 1, AGNOSTIC_BOXES if self.reg_class_agnostic else 4 * self.num_classes
         if votes.shape[1] != classes + boxes:
             raise ValueError(
@@ -222,7 +222,8 @@ class RFCNBBoxHead(BBoxHead):
                 f"channels; num_classes and reg_class_agnostic must be those of its RoI extractor."
             )
         # Of the shared deltas, the first four are the background's.
-        return votes[:, :classes], votes[:, -4:] if self.reg_class_agnostic else votes[:, classes:]
+        deltas = votes[:, -4:] if self.reg_class_agnostic else votes[:, classes:]
+        return votes[:, :classes], deltas.contiguous()  # mmdet takes views of them
 
 
 @MODELS.register_module()

@@ -25,8 +25,8 @@ class GlobalScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, 2), at least 0."""
-        # Half precision knows scales above 2 to two thousandths only.
-        with torch.autocast(x.device.type, enabled=False):
+        # Half precision knows scales above 2 to two thousandths only. Autocast knows no meta device.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             pooled = x.mean((2, 3), dtype=self.weight.dtype)
             return F.linear(pooled, self.weight, self.bias).clamp(min=0)
 

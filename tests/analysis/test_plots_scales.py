@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_every_depth_is_drawn(count: int) -> None:
     picture.canvas.draw()
     boxes = [label.get_window_extent() for label in picture.axes[0].get_xticklabels()]
     assert all(box.y0 > 0 and box.x0 > 0 for box in boxes)
-    assert all(before.x1 <= box.x0 + 1 for before, box in zip(boxes, boxes[1:]))
+    assert all(before.x1 <= box.x0 + 1 for before, box in pairwise(boxes))
 
 
 def test_figures_of_both_phases_are_said() -> None:

@@ -1,4 +1,4 @@
-"""Tiny detectors, one for each dense head that a family works on, and one step of training."""
+"""Tiny detectors, one for each dense head and each kind of box head that a family works on, and a step of training."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.structures import InstanceData
 from torch import nn
 
+import spaces.keyparts.detectors  # noqa: F401  registers R-FCN
 from spaces import patching
 
 SIZE = (72, 104)  # odd maps on every level: 9x13, 5x7, 3x4, 2x2, 1x1
@@ -48,8 +49,8 @@ _POINTS = {
     "loss_centerness": _CENTERNESS,
 }
 
-# By the head's type: detector, head, training settings. A family for another head needs an entry here.
-TINY: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+# One-stage detectors by the head's type: detector, head, training settings. A family for another head needs an entry.
+ONE_STAGE: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "GFLHead": (
         "GFL",
         {
@@ -162,22 +163,10 @@ TINY: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "CondInstBboxHead": ("CondInst", {**_POINTS, "num_params": 53}, {}),
     "BoxInstBboxHead": ("BoxInst", {**_POINTS, "num_params": 53}, {}),
-    "RPNHead": (
-        "FasterRCNN",
-        {
-            "anchor_generator": {
-                "type": "AnchorGenerator",
-                "scales": [8],
-                "ratios": [0.5, 1.0, 2.0],
-                "strides": [4, 8, 16, 32, 64],
-            },
-            "bbox_coder": {**_DELTAS, "target_stds": [1.0] * 4},
-            "loss_cls": _CENTERNESS,
-            "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
-        },
-        {},
-    ),
 }
+
+# Detectors with an RPN, by what they have for a box head.
+TWO_STAGE = ("FasterRCNN", "FasterRCNN-C4", "CascadeRCNN", "MaskRCNN", "RFCN")
 
 _MASKS = {
     "num_layers": 3,
@@ -203,13 +192,13 @@ MASK_HEADS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def base_config(head: str) -> dict[str, Any]:
-    """The ``model`` part of a tiny detector with this dense head."""
-    return copy.deepcopy(_two_stage(head) if head == "RPNHead" else _one_stage(head))
+def base_config(key: str) -> dict[str, Any]:
+    """The ``model`` part of a tiny detector, one of ``ONE_STAGE`` or ``TWO_STAGE``."""
+    return copy.deepcopy(_one_stage(key) if key in ONE_STAGE else _VARIANTS.get(key, _faster_rcnn)())
 
 
 def _one_stage(head: str) -> dict[str, Any]:
-    detector, settings, train = TINY[head]
+    detector, settings, train = ONE_STAGE[head]
     model = {
         "type": detector,
         **_pyramid(start_level=1, add_extra_convs="on_output"),
@@ -234,56 +223,166 @@ def _one_stage(head: str) -> dict[str, Any]:
     return {**model, "mask_head": MASK_HEADS[head]} if head in MASK_HEADS else model
 
 
-def _two_stage(head: str) -> dict[str, Any]:
-    detector, settings, _ = TINY[head]
-    proposals = {"nms_pre": 50, "max_per_img": 20, "nms": {"type": "nms", "iou_threshold": 0.7}, "min_bbox_size": 0}
-    region_loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0}
-    sampler = {"type": "RandomSampler", "num": 64, "pos_fraction": 0.5, "neg_pos_ub": -1}
+_REGIONS = {"type": "RandomSampler", "num": 64, "pos_fraction": 0.5, "neg_pos_ub": -1}
+_PROPOSALS = {"nms_pre": 50, "max_per_img": 20, "nms": {"type": "nms", "iou_threshold": 0.7}, "min_bbox_size": 0}
+_BOX_HEAD = {
+    "num_classes": 3,
+    "bbox_coder": _DELTAS,
+    "reg_class_agnostic": False,
+    "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
+    "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
+}
+_TWO_FCS = {
+    "type": "Shared2FCBBoxHead",
+    "in_channels": 16,
+    "fc_out_channels": 16,
+    "roi_feat_size": 7,
+    **_BOX_HEAD,
+}
+
+
+def _rpn(channels: int, strides: list[int], scales: list[int]) -> dict[str, Any]:
     return {
-        "type": detector,
+        "type": "RPNHead",
+        "in_channels": channels,
+        "feat_channels": 16,
+        "anchor_generator": {
+            "type": "AnchorGenerator",
+            "scales": scales,
+            "ratios": [0.5, 1.0, 2.0],
+            "strides": strides,
+        },
+        "bbox_coder": {**_DELTAS, "target_stds": [1.0] * 4},
+        "loss_cls": _CENTERNESS,
+        "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
+    }
+
+
+def _extractor(size: int, channels: int, strides: list[int]) -> dict[str, Any]:
+    return {
+        "type": "SingleRoIExtractor",
+        "roi_layer": {"type": "RoIAlign", "output_size": size, "sampling_ratio": 0},
+        "out_channels": channels,
+        "featmap_strides": strides,
+    }
+
+
+def _regions(iou: float, **sampler: Any) -> dict[str, Any]:
+    thresholds = {"pos_iou_thr": iou, "neg_iou_thr": iou, "min_pos_iou": iou, "match_low_quality": False}
+    return {
+        "assigner": {**_MAX_IOU, **thresholds},
+        "sampler": {**_REGIONS, "add_gt_as_proposals": True, **sampler},
+        "pos_weight": -1,
+        "debug": False,
+    }
+
+
+def _faster_rcnn() -> dict[str, Any]:
+    return {
+        "type": "FasterRCNN",
         **_pyramid(),
-        "rpn_head": {"type": head, "in_channels": 16, "feat_channels": 16, **settings},
+        "rpn_head": _rpn(16, [4, 8, 16, 32, 64], [8]),
         "roi_head": {
             "type": "StandardRoIHead",
-            "bbox_roi_extractor": {
-                "type": "SingleRoIExtractor",
-                "roi_layer": {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 0},
-                "out_channels": 16,
-                "featmap_strides": [4, 8, 16, 32],
-            },
-            "bbox_head": {
-                "type": "Shared2FCBBoxHead",
-                "in_channels": 16,
-                "fc_out_channels": 16,
-                "roi_feat_size": 7,
-                "num_classes": 3,
-                "bbox_coder": _DELTAS,
-                "reg_class_agnostic": False,
-                "loss_cls": region_loss,
-                "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
-            },
+            "bbox_roi_extractor": _extractor(7, 16, [4, 8, 16, 32]),
+            "bbox_head": _TWO_FCS,
         },
         "train_cfg": {
             "rpn": {
                 "assigner": {**_MAX_IOU, "pos_iou_thr": 0.7, "neg_iou_thr": 0.3, "min_pos_iou": 0.3},
-                "sampler": {**sampler, "add_gt_as_proposals": False},
+                "sampler": {**_REGIONS, "add_gt_as_proposals": False},
                 "allowed_border": -1,
                 "pos_weight": -1,
                 "debug": False,
             },
-            "rpn_proposal": proposals,
-            "rcnn": {
-                "assigner": {**_MAX_IOU, "neg_iou_thr": 0.5, "min_pos_iou": 0.5, "match_low_quality": False},
-                "sampler": {**sampler, "add_gt_as_proposals": True},
-                "pos_weight": -1,
-                "debug": False,
-            },
+            "rpn_proposal": _PROPOSALS,
+            "rcnn": _regions(0.5),
         },
         "test_cfg": {
-            "rpn": proposals,
+            "rpn": _PROPOSALS,
             "rcnn": {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 20},
         },
     }
+
+
+def _faster_rcnn_c4() -> dict[str, Any]:
+    model = _faster_rcnn()
+    del model["neck"]
+    # mmdet's shared head has full width, hence the backbone too, and few RoIs.
+    stages = {"num_stages": 3, "strides": (1, 2, 2), "dilations": (1, 1, 1), "out_indices": (2,)}
+    model["backbone"].update(base_channels=64, **stages)
+    model["rpn_head"] = _rpn(256, [16], [2, 4])
+    model["roi_head"] = {
+        "type": "StandardRoIHead",
+        "shared_head": {"type": "ResLayer", "depth": 18, "stage": 3, "stride": 2},
+        "bbox_roi_extractor": _extractor(14, 256, [16]),
+        "bbox_head": {"type": "BBoxHead", "with_avg_pool": True, "roi_feat_size": 7, "in_channels": 512, **_BOX_HEAD},
+    }
+    model["train_cfg"]["rcnn"] = _regions(0.5, num=4)
+    model["test_cfg"]["rpn"] = {**_PROPOSALS, "max_per_img": 3}
+    return model
+
+
+def _cascade_rcnn() -> dict[str, Any]:
+    model = _faster_rcnn()
+    model["type"] = "CascadeRCNN"
+    stds = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
+    agnostic = {**_TWO_FCS, "reg_class_agnostic": True}
+    model["roi_head"].update(
+        type="CascadeRoIHead",
+        num_stages=3,
+        stage_loss_weights=[1, 0.5, 0.25],
+        bbox_head=[{**agnostic, "bbox_coder": {**_DELTAS, "target_stds": stage}} for stage in stds],
+    )
+    model["train_cfg"]["rcnn"] = [_regions(iou) for iou in (0.5, 0.6, 0.7)]
+    return model
+
+
+def _mask_rcnn() -> dict[str, Any]:
+    model = _faster_rcnn()
+    model["type"] = "MaskRCNN"
+    model["roi_head"].update(
+        mask_roi_extractor=_extractor(14, 16, [4, 8, 16, 32]),
+        mask_head={
+            "type": "FCNMaskHead",
+            "num_convs": 1,
+            "in_channels": 16,
+            "conv_out_channels": 8,
+            "num_classes": 3,
+            "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0},
+        },
+    )
+    model["train_cfg"]["rcnn"]["mask_size"] = 28
+    model["test_cfg"]["rcnn"]["mask_thr_binary"] = 0.5
+    return model
+
+
+def _rfcn() -> dict[str, Any]:
+    model = _faster_rcnn()
+    del model["neck"]
+    model["backbone"].update(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), out_indices=(3,))
+    model["rpn_head"] = _rpn(64, [8], [2, 4])
+    model["roi_head"] = {
+        "type": "StandardRoIHead",
+        "bbox_roi_extractor": {
+            "type": "PositionSensitiveRoIExtractor",
+            "in_channels": 64,
+            "mid_channels": 32,
+            "num_classes": 3,
+            "bins": 3,
+            "featmap_strides": [8],
+        },
+        "bbox_head": {"type": "RFCNBBoxHead", **_BOX_HEAD, "reg_class_agnostic": True},
+    }
+    return model
+
+
+_VARIANTS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "FasterRCNN-C4": _faster_rcnn_c4,
+    "CascadeRCNN": _cascade_rcnn,
+    "MaskRCNN": _mask_rcnn,
+    "RFCN": _rfcn,
+}
 
 
 def _pyramid(**neck: Any) -> dict[str, Any]:
@@ -294,6 +393,8 @@ def _pyramid(**neck: Any) -> dict[str, Any]:
             "base_channels": 8,
             "out_indices": (0, 1, 2, 3),
             "norm_cfg": {"type": "BN", "requires_grad": True},
+            # Else each block starts shut, and nothing in it has an effect.
+            "zero_init_residual": False,
         },
         "neck": {"type": "FPN", "in_channels": [8, 16, 32, 64], "out_channels": 16, "num_outs": 5, **neck},
     }
@@ -356,7 +457,8 @@ def quiet() -> None:
 class Tiny:
     """What the contract tests need, as one fixture."""
 
-    heads = tuple(TINY)
+    one_stage = tuple(ONE_STAGE)
+    two_stage = TWO_STAGE
     base_config = staticmethod(base_config)
     build = staticmethod(build)
     batch = staticmethod(batch)

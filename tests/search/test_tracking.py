@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import logging
 import math
 import threading
@@ -136,6 +137,120 @@ def test_each_setting_of_a_sweep_is_a_run(place: Place) -> None:
     assert len(place.children(again)) == 8
     again.reconcile([ended(0), replace(record, sweep=points[:2])])
     assert [run.data.tags["headway.trial"] for run in place.children(again)] == ["0", "1", "1.1"]
+
+
+SCALE = {
+    **{"d_h": 1.7, "std_h": 0.05, "min_h": 1.6, "max_h": 1.8, "d_w": 2.9, "std_w": 0.06, "min_w": 2.8, "max_w": 3.0},
+    "images": 500,
+}
+LEARNED = {"learned_bbox_mAP": 0.28, "decomposed_bbox_mAP": 0.25, "learning_latency_ratio": 1.7}
+
+
+def learned(record: TrialRecord) -> TrialRecord:
+    """A trial after its report ``learned``, which came at epoch 2; of 30 convolutions, as ResNet-101 has them."""
+    scales = {f"backbone.layer3.{index}.conv2": SCALE for index in range(30)}
+    attrs = {"learning_epochs": 2, "scale_images": 500, "scales": scales, "seed": 3}
+    return replace(record, attrs=attrs, metrics={**record.metrics, **LEARNED})
+
+
+def test_learned_scales_are_shown_once_they_are_known(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = place.open()
+    logged = []
+    log_artifacts = tracker._client.log_artifacts
+
+    def count(run_id: str, folder: str, *rest: str) -> None:
+        logged.append(sorted(path.name for path in Path(folder).iterdir()))
+        log_artifacts(run_id, folder, *rest)
+
+    monkeypatch.setattr(tracker._client, "log_artifacts", count)
+    tracker.trial(running(1, 2))
+    [run] = place.children(tracker)
+    assert place.client.list_artifacts(run.info.run_id) == []
+    tracker.trial(learned(running(1, 2)))
+    [run] = place.children(tracker)
+    assert {item.path for item in place.client.list_artifacts(run.info.run_id)} == {"scales.json", "scales.png"}
+    # They are final before the trial is.
+    assert run.info.status == "RUNNING"
+    assert {name: run.data.metrics[name] for name in LEARNED} == LEARNED
+    [metric] = place.client.get_metric_history(run.info.run_id, "learned_bbox_mAP")
+    assert (metric.step, metric.timestamp) == (0, 1021_000)  # started at 1001 s, epoch 2 ended 20 s later
+    assert f"path=scales.png&run_uuid={run.info.run_id}" in run.data.tags["mlflow.note.content"]
+
+    tracker.trial(learned(running(1, 3)))
+    assert len(logged) == 1  # nothing new about the scales
+    tracker.trial(learned(ended(1)))
+    tracker.trial(learned(ended(1)))
+    assert logged == [["scales.json", "scales.png"]] * 2  # with the accuracy after fine-tuning
+    [run] = place.children(tracker)
+    file = place.client.download_artifacts(run.info.run_id, "scales.json", str(tmp_path))
+    document = json.loads(Path(file).read_text())
+    assert [item["name"] for item in document["convolutions"]] == [f"conv4_{number}" for number in range(1, 31)]
+    assert document["metrics"] == {**LEARNED, "bbox_mAP": 0.3}
+    assert place.series(run, "learned_bbox_mAP") == [(0, 0.28)]
+    assert place.series(run, "bbox_mAP") == [(0, 0.3)]
+    # What else is known of the trial is not crowded out.
+    assert json.loads(run.data.tags["headway.attrs"]) == {"learning_epochs": 2, "scale_images": 500, "seed": 3}
+
+    # A restart finds all of it there.
+    again = place.open()
+    monkeypatch.setattr(again._client, "log_artifacts", count)
+    again.reconcile([learned(ended(1))])
+    assert len(logged) == 2
+    assert [item.info.run_id for item in place.children(again)] == [run.info.run_id]
+
+
+def test_a_long_parameter_is_cut_and_stays(place: Place) -> None:
+    """MLflow takes 6,000 characters of a parameter and may cut it; a run that differed for that would be replaced."""
+    scales = [[f"backbone.layer3.{index}.conv2", 1.234567, 2.345678] for index in range(150)]
+    record = replace(ended(1), knobs={"pod.mode": "fixed", "pod.scales": scales})
+    tracker = place.open(designs=[{"pod.scales": scales}])
+    tracker.trial(record)
+    [first] = place.children(tracker)
+    assert 4000 < len(first.data.params["pod.scales"]) < 6000
+    again = place.open(designs=[{"pod.scales": scales}])
+    again.reconcile([record])
+    again.trial(replace(record, attrs={"seed": 1}))
+    assert [run.info.run_id for run in place.children(again)] == [first.info.run_id]
+    assert "headway.param.designs" not in place.client.get_run(again.run_id).data.tags
+    assert not again.pending
+
+
+def test_the_pictures_of_a_trial_are_artifacts_of_its_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["1-a b.detections.png", "1-a b.query-P4.png", "2-c.detections.png", "2-c.query-P4.png"]
+    folder = place.folder / "trials/0001"
+    (folder / "pictures").mkdir(parents=True)
+    for name in names:
+        (folder / "pictures" / name).write_bytes(name.encode())
+    record = replace(ended(1), folder="trials/0001", attrs={"pictures": names})
+    tracker = place.open()
+    logged = []
+    log_artifacts = tracker._client.log_artifacts
+    monkeypatch.setattr(tracker._client, "log_artifacts", lambda *what: (logged.append(what), log_artifacts(*what)))
+    tracker.trial(replace(running(1, 2), folder="trials/0001"))
+    assert logged == []
+    tracker.trial(record)
+    tracker.trial(replace(record, metrics={**record.metrics, "gmacs": 2.0}))  # written again, but not its pictures
+    [run] = place.children(tracker)
+    assert len(logged) == 1
+    there = place.client.list_artifacts(run.info.run_id, "pictures")
+    assert sorted(item.path for item in there) == [f"pictures/{name}" for name in names]
+    kept = place.client.download_artifacts(run.info.run_id, f"pictures/{names[1]}", str(place.folder))
+    assert Path(kept).read_bytes() == names[1].encode()
+    # The description shows the detections first.
+    told = run.data.tags["mlflow.note.content"]
+    assert told.startswith(f"[All 4 pictures]({page_url('', tracker.experiment_id, run.info.run_id, 'pictures')})")
+    assert f"get-artifact?path=pictures/1-a%20b.detections.png&run_uuid={run.info.run_id}" in told
+    assert told.index("2-c.detections.png") < told.index("1-a b.query-P4.png")
+
+    # After a restart they are not logged again; a folder that is gone is no failure.
+    again = place.open()
+    monkeypatch.setattr(again._client, "log_artifacts", lambda *what: logged.append(what))
+    again.reconcile([record])
+    again.trial(replace(ended(2), folder="trials/0002", attrs={"pictures": names}))
+    assert len(logged) == 1
+    assert not again.pending
 
 
 def test_a_proposed_trial_has_no_run(place: Place) -> None:

@@ -266,6 +266,23 @@ def test_gradients(stride: int, scale: tuple[float, float]) -> None:
     assert torch.autograd.gradcheck(lambda x, *_: conv(x), (x, *conv.parameters()))
 
 
+def test_a_scale_is_found() -> None:
+    """Descent from the base's dilation to the scale that the targets were made with."""
+    conv, plain = learner(bias=False)
+    plain.requires_grad_(False)
+    conv.weight.requires_grad_(False)
+    wanted = torch.tensor([[1.7, 2.4]], dtype=DOUBLE)
+    rows, columns = torch.arange(16)[:, None] / 3, torch.arange(20) / 4
+    x = torch.stack([torch.sin(rows + phase) * torch.cos(columns - phase) for phase in range(4)])[None].double()
+    target = brute(plain, x, wanted)
+    optimizer = torch.optim.Adam([conv.scale.bias], lr=0.05)
+    for _ in range(120):
+        optimizer.zero_grad()
+        F.mse_loss(conv(x), target).backward()
+        optimizer.step()
+    torch.testing.assert_close(conv.scale.bias.data, wanted[0], rtol=0, atol=0.02)
+
+
 def test_scales_are_clamped() -> None:
     conv, plain = learner()
     fix(conv, -0.3, -7.0)
@@ -322,6 +339,13 @@ def test_channels_last() -> None:
 def test_no_image() -> None:
     conv, _ = learner(stride=2)
     assert conv(maps(0, 4, 9, 8)).shape == (0, 6, 5, 4)
+
+
+def test_without_data() -> None:
+    """Multiply-adds are counted on the meta device."""
+    conv, plain = learner(stride=2)
+    x = torch.empty(2, 4, 9, 8, dtype=DOUBLE, device="meta")
+    assert conv.to("meta")(x).shape == fast(plain, 1.7, 0.6).to("meta")(x).shape == (2, 6, 5, 4)
 
 
 def test_half_precision_keeps_its_scales() -> None:

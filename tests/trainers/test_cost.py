@@ -22,6 +22,7 @@ from spaces import patching
 from spaces.base import dense_part, facts
 from spaces.errors import HeadwayError, UserError
 from spaces.space import full_space
+from trainers.config import load_base, plain, set_classes
 from trainers.cost import Cost, _Tally, count, count_predict
 
 SIZE = (800, 1344)
@@ -45,6 +46,18 @@ def build(path: str, design: dict[str, Any] | None = None, small: bool = False, 
             importlib.import_module(module)
         model = Config({"model": patching.apply(plain, canonical)}).model
     return MODELS.build(model)
+
+
+def own(name: str, classes: int, design: dict[str, Any] | None = None) -> nn.Module:
+    """Builds one of our own bases."""
+    base = load_base(f"headway::{name}")
+    model = plain(base["model"])
+    model.pop("data_preprocessor", None)
+    set_classes(model, classes)
+    canonical = full_space(facts(model)).canonicalise(design or {})
+    for module in (*base.custom_imports["imports"], *patching.imports(canonical)):
+        importlib.import_module(module)
+    return MODELS.build(Config({"model": patching.apply(model, canonical)}).model)
 
 
 def costs(path: str, design: dict[str, Any] | None = None) -> Cost:
@@ -169,6 +182,26 @@ def test_c4() -> None:
     """The key-part sheet's res5 head, which is shared over the proposals."""
     cost = costs("faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py")
     assert cost.params_parts["roi_head"] == 15_786_385
+
+
+@pytest.mark.parametrize("classes", [20, 80])
+def test_rfcn(classes: int) -> None:
+    """The whole head is convolutions on the map of stride 16, whatever the number of RoIs."""
+    cost = count(own("rfcn_r50", classes), SIZE)
+    assert cost.params_parts["roi_head"] == 1024 * 2049 + 49 * (classes + 9) * 1025
+    assert cost.macs_parts["roi_head"] == SITES["P4"] * (2048 * 1024 + 1024 * 49 * (classes + 9))
+    assert cost.macs_levels == {"P4": cost.macs_parts["rpn"]}
+    assert cost.macs_parts["rpn"] == SITES["P4"] * (9 * 2048 * 512 + 512 * 15 * 5)
+
+
+def test_key_parts_on_rfcn() -> None:
+    """Convolutions on the map are counted once, those on its RoIs a thousand times."""
+    design = {"keyparts.grid": 3, "keyparts.parts": 16, "keyparts.blocks": 2, "keyparts.num_fcs": 0}
+    cost = count(own("rfcn_r50", 20, design), SIZE)
+    blocks = 2 * 49 * (32 * 64 * 9 + 32 * 256)
+    features = 16 * (256 + 49) + 64 * 9
+    each = blocks + 49 * 256 * 16 + 9 * 256 * 64 + features * (21 + 4)
+    assert cost.macs_parts["roi_head"] == SITES["P4"] * 2048 * 256 + 1000 * each
 
 
 # One RoI of 14x14 in a mask head: four 3x3, the deconvolution to 28x28, the prediction of 80 classes.
@@ -406,6 +439,14 @@ def test_predict_counts_what_runs() -> None:
     boxes = seen[0] * (12_544 * 1024 + 1024 * 1024 + 1024 * 401)
     assert 0 < seen[0] < 1000
     assert found["head_gmacs"] == pytest.approx((wanted.macs_parts["rpn"] + boxes) / 1e9)
+
+
+def test_predict_of_rfcn_is_count() -> None:
+    """Its proposals cost nothing: fewer than the 1,000 that are counted make no difference."""
+    model = own("rfcn_tiny", 10)
+    wanted = count(model, (128, 160)).to_metrics()
+    found = count_predict(model, loader((128, 160)))
+    assert found == pytest.approx({name: wanted[name] for name in ("gmacs", "head_gmacs")}, rel=1e-12)
 
 
 def test_predict_is_a_mean_over_images() -> None:

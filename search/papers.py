@@ -132,12 +132,11 @@ class Comparison:
             try:
                 counted = count_patched(base, design, SIZE, classes)
                 figures = counted.to_metrics()
-                self._costs[key] = {name: figures[name] for name in ("gmacs", "head_gmacs", "params_m")}
+                costs = {name: figures[name] for name in ("gmacs", "head_gmacs", "params_m")}
                 if "roi_head" in counted.params_parts:
-                    self._costs[key] |= {
-                        "roi_gmacs": counted.macs_parts["roi_head"] / 1e9,
-                        "roi_params_m": counted.params_parts["roi_head"] / 1e6,
-                    }
+                    costs["roi_gmacs"] = counted.macs_parts["roi_head"] / 1e9
+                    costs["roi_params_m"] = counted.params_parts["roi_head"] / 1e6
+                self._costs[key] = costs
             except HeadwayError as error:
                 self._costs[key] = f"not counted: {error}"
         return self._costs[key]

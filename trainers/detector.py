@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from spaces import patching
 from spaces.errors import HeadwayError
-from trainers import checkpoint, learning, rotated
+from trainers import checkpoint, learning, pictures, rotated
 from trainers.config import DataFacts, read_facts, trial_config
 from trainers.contract import Report, TrialFailed, TrialReport, TrialRequest
 from trainers.means import PeakMemory, settle
@@ -89,7 +89,7 @@ def _learn_then_train(request: TrialRequest, report: Report) -> None:
             if message.phase == "epoch":
                 report(message)
 
-        _Trial(first, epochs_only).run()
+        _Trial(first, epochs_only, draw=False).run()
         learned = _settle(request)
         learning.write(request, learned)
     attrs = {"scales": learned.scales, "scale_images": learned.images, "learning_epochs": first.epochs}
@@ -148,12 +148,16 @@ class _Trial:
         request: What to train.
         report: Takes the messages.
         learned_from: The whole trial's request where this is its second phase.
+        draw: Whether pictures are drawn at the end; a learning phase's would be of a network that nobody gets.
     """
 
-    def __init__(self, request: TrialRequest, report: Report, learned_from: TrialRequest | None = None) -> None:
+    def __init__(
+        self, request: TrialRequest, report: Report, learned_from: TrialRequest | None = None, draw: bool = True
+    ) -> None:
         self._request = request
         self._send = report
         self._learned_from = learned_from
+        self._pictures = draw
         self._begin = time.monotonic()
         self._folder = Path(request.folder)
         self._copied: dict[str, float] = {}
@@ -182,8 +186,9 @@ class _Trial:
             meta = content["meta"]
             self._report("epoch", meta["epoch"], meta["metrics"], {**meta["attrs"], "resumed": True})
             if meta["epoch"] >= request.epochs:
-                self._sweep(path, facts)
-                self._done(path, meta["train_seconds"], meta["val_seconds"])
+                trained = model or self._build(config)
+                trained.load_state_dict(content["state_dict"])
+                self._finish(config, trained, path, meta, facts)
                 return
         self._train(config, model or self._build(config), found[1] if found else None, mark, facts)
 
@@ -298,8 +303,8 @@ class _Trial:
         finally:
             runner.close()
         newest = checkpoint.checkpoints(self._folder)[0][1]
-        self._sweep(newest, facts)
-        self._done(newest, end.train_seconds, end.val_seconds)
+        spent = {"train_seconds": end.train_seconds, "val_seconds": end.val_seconds}
+        self._finish(config, model, newest, spent, facts)
 
     def _sweep(self, path: Path, facts: DataFacts) -> None:
         """Measures each setting of the inference knobs on the trained weights."""
@@ -340,9 +345,12 @@ class _Trial:
             attrs = {"index": index, "images": len(images), "reference_trained": trained is not None}
             self._report("swept", self._request.epochs, metrics, attrs)
 
-    def _done(self, path: Path, train_seconds: float, val_seconds: float) -> None:
-        attrs = {"checkpoint": str(path), "train_seconds": train_seconds, "val_seconds": val_seconds}
-        self._report("done", self._request.epochs, {}, attrs)
+    def _finish(self, config: Config, model: Any, path: Path, spent: Mapping[str, float], facts: DataFacts) -> None:
+        """Measures and draws what was trained; the ``model`` has the weights of ``path``."""
+        self._sweep(path, facts)
+        attrs = {"checkpoint": str(path), "train_seconds": spent["train_seconds"], "val_seconds": spent["val_seconds"]}
+        drawn = pictures.note(config, model, self._folder) if self._pictures else {}
+        self._report("done", self._request.epochs, {}, attrs | drawn)
 
     def _report(self, phase: Any, epoch: int, metrics: Mapping[str, float], attrs: Mapping[str, Any]) -> None:
         seconds = time.monotonic() - self._begin

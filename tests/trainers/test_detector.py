@@ -140,8 +140,12 @@ def test_stopped_and_resumed_equals_undisturbed(request_: TrialRequest) -> None:
     assert after[0].metrics == before[-1].metrics
     assert figures(after[1]) == figures(whole[2])
     assert equal(weights(broken), weights(request_))
-    # A finished trial only reports.
-    assert phases(run(broken)) == [("epoch", 2), ("done", 2)]
+    # A finished trial only reports, and draws the same pictures from its checkpoint's weights.
+    assert phases(again := run(broken)) == [("epoch", 2), ("done", 2)]
+    names = whole[-1].attrs["pictures"]
+    assert len(names) == 4 and again[-1].attrs["pictures"] == after[-1].attrs["pictures"] == names
+    drawn = [Path(request.folder) / "pictures" / name for request in (request_, broken) for name in names]
+    assert [file.read_bytes() for file in drawn[:4]] == [file.read_bytes() for file in drawn[4:]]
 
 
 def test_a_corrupt_checkpoint_falls_back_to_the_one_before(request_: TrialRequest) -> None:

@@ -147,6 +147,8 @@ def test_what_is_left_is_the_settled_network(undisturbed: Whole) -> None:
     model.load_state_dict(weights(request))  # strict: no scale is left in it
     assert not any(".scale." in name for name in model.state_dict())
     assert sweep.validate(config, model)["bbox_mAP"] == reports[-2].metrics["bbox_mAP"]
+    assert reports[-1].attrs["pictures"] and (Path(request.folder) / "pictures").is_dir()
+    assert not (Path(request.folder) / "learning" / "pictures").exists()  # of the network that nobody gets
 
 
 def test_the_learning_network_is_measured_before_it_is_settled(undisturbed: Whole) -> None:

@@ -97,7 +97,7 @@ def draw_bundle(
     score: float = 0.3,
     objects: int = 12,
     device: str | None = None,
-    progress: Callable[[int, int, Drawn], None] | None = None,
+    progress: Callable[[int, int, Drawn | None], None] | None = None,
 ) -> list[Drawn]:
     """Runs a bundle in a process without Headway and draws what it finds.
 
@@ -109,7 +109,8 @@ def draw_bundle(
         score: Least score of a detection that is drawn, 0 to 1.
         objects: Most detections of an image whose key parts are drawn, the best first.
         device: ``cpu``, ``cuda:0``, ...; by default a GPU where there is one.
-        progress: Called after each image with the images done, their number, and its pictures.
+        progress: Called after each image with the images done, their number, and its pictures; and once before the
+            bundle is loaded, when all arguments are found to be in order, with ``None`` for pictures.
 
     Raises:
         UserError: There is no bundle, it holds no detector, ``out`` cannot be written, or an argument is out of range.
@@ -147,6 +148,8 @@ def draw_bundle(
             progress(len(drawn), len(images), drawn[-1])
 
     arguments = {"score": score, "objects": objects}
+    if progress:
+        progress(0, len(images), None)
     run_alone(folder, look=Looking(images=images, arguments=arguments, seen=seen), device=device)
     return drawn
 

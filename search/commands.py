@@ -178,14 +178,16 @@ def draw(options: argparse.Namespace) -> None:
 
     out = Path(options.out)
 
-    def progress(done: int, total: int, one: Drawn) -> None:
-        print(f"[{done}/{total}] {one.image}: {len(one.pictures)} pictures", file=sys.stderr, flush=True)
+    def progress(done: int, total: int, one: Drawn | None) -> None:
+        if one is not None:
+            print(f"[{done}/{total}] {one.image}: {len(one.pictures)} pictures", file=sys.stderr, flush=True)
+            return
+        for name, left in chosen.left.items():
+            print(f"{name}: the first {options.limit} images by name, {left} left out (--limit)", file=sys.stderr)
+        print(f"loading {options.bundle}", file=sys.stderr, flush=True)
 
     with _quiet_stdout(options.json):
         chosen = choose_images([Path(word) for word in options.images], limit=options.limit, out=out)
-        print(f"loading {options.bundle}", file=sys.stderr, flush=True)
-        for name, left in chosen.left.items():
-            print(f"{name}: the first {options.limit} images by name, {left} left out (--limit)", file=sys.stderr)
         found = draw_bundle(
             Path(options.bundle),
             chosen.images,

@@ -12,7 +12,7 @@ from spaces.pod.scales import LARGEST, stage_of, summary, tower_element
 __all__ = ["learning", "optimizer_keys", "patch", "settled", "summary"]
 
 # Share of the learning rate that scales get from optimizers of Adam's kin.
-_ADAPTIVE = 0.01
+_ADAPTIVE = 0.1
 _DECOMPOSING = ("tolerance", "round_channels", "zero_taps")
 
 

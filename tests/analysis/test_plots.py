@@ -194,7 +194,7 @@ def test_hypervolume_is_drawn() -> None:
             {"slimhead.levels": [0], "slimhead.ratio": 0.5, "slimhead.mode": "max", "dcn.cls": [0, 1], "dcn.reg": []},
             "slimhead levels=0 ratio=0.5 max · dcn cls=0,1",
         ),
-        ({"ddod.enable": True, "ddod.topk": 9, "pod.transfer": False}, "ddod enable topk=9 · pod"),
+        ({"ddod.enable": True, "ddod.topk": 9, "pod.transfer": False}, "ddod enable topk=9 · pod no transfer"),
     ],
 )
 def test_short_words_a_design(knobs: dict[str, object], text: str) -> None:

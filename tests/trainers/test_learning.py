@@ -244,7 +244,7 @@ def test_one_epoch_is_too_few(data: DataRequest, tmp_path: Path) -> None:
         run(request_in(tmp_path / "trial", data, epochs=1))
 
 
-@pytest.mark.parametrize(("optimizer", "share"), [("AdamW", 0.01), ("SGD", 1.0)])
+@pytest.mark.parametrize(("optimizer", "share"), [("AdamW", 0.1), ("SGD", 1.0)])
 def test_scales_get_a_learning_rate_of_their_own(
     optimizer: str, share: float, undisturbed: Whole, data: DataRequest, tmp_path: Path
 ) -> None:

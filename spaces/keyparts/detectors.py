@@ -263,7 +263,8 @@ class ReducedRoIExtractor(SingleRoIExtractor):
 
     def maps(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What RoIs are pooled from: maps (N, C, H, W) to as many of (N, out_channels, H, W)."""
-        return tuple(F.relu(self.reduce(x)) for x in feats)
+        # mmcv's RoIAlign misreads channels-last maps on a CPU.
+        return tuple(F.relu(self.reduce(x)).contiguous() for x in feats)
 
     def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
         """Maps (N, C, H, W) and RoIs (n, 5) in px to (n, out_channels, height, width) of the RoI layer."""

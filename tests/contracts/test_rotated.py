@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from spaces import patching
-from spaces.base import ROTATED, BaseFacts, facts
+from spaces.base import ROTATED, BackboneFacts, BaseFacts, facts
 from spaces.errors import HeadwayError, UserError
 from spaces.registry import families
 from spaces.space import Design, build_space, design_hash
@@ -54,6 +54,7 @@ FACTS = {
         priors=3 if "Retina" in head else 1,
         finer=1,
         tower_norm=None if "Retina" in head else "GN",
+        backbone=BackboneFacts("ResNet", blocks=(2, 2, 2, 2), basic=True),
     )
     for head in ROTATED
 }

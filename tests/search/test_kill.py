@@ -35,6 +35,7 @@ class Driver:
     """The command, and what it has left in the store so far."""
 
     def __init__(self, folder, study=STUDY, trainer="analytic_trainer:train"):
+        folder.mkdir(exist_ok=True)
         self.file, self.root, self.trainer = folder / "killed.yaml", folder / "studies", trainer
         self.file.write_text(study)
         self.folder = self.root / "killed"
@@ -46,7 +47,7 @@ class Driver:
         log = (self.root.parent / "log.txt").open("a")
         return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
-    def kill_when(self, reached, seconds=120):
+    def kill_when(self, reached, seconds=300):
         """Starts the command and kills it as soon as ``reached(records)``."""
         process = self.start()
         deadline = time.monotonic() + seconds
@@ -135,6 +136,51 @@ def test_kill_a_search_that_trains_mmdet(tmp_path):
     check_mlflow(driver.folder, records)
 
 
+LEARNING_STUDY = """
+name: killed
+base: headway::gfl_nano
+data: {digits: {train: 48, val: 8}, size: [96, 96]}
+designs: [{name: learned dilations, knobs: {pod: {}}}]
+budget: {epochs: 4}
+rungs: null
+speed: {seconds: 1, pairs: 4}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_a_trial_in_each_of_its_phases(tmp_path):
+    undisturbed = Driver(tmp_path / "a", LEARNING_STUDY, "trainers.detector:train")
+    assert undisturbed.start().wait(timeout=400) == 0
+    driver = Driver(tmp_path / "b", LEARNING_STUDY, "trainers.detector:train")
+    learning = driver.folder / "trials" / "0001" / "learning"
+    observed, left = learning / "observed.jsonl", []
+
+    def observes(_):
+        return observed.is_file() and len(observed.read_bytes().splitlines()) > 20
+
+    def trained(epochs):
+        return lambda records: records and len(records) == 2 and len(records[1].curve) == epochs
+
+    for phase, reached in {"learn": trained(1), "observe": observes, "fine-tune": trained(3)}.items():
+        driver.kill_when(reached)
+        left.append((phase, observed.is_file(), (learning / "learned.json").is_file()))
+    assert left == [("learn", False, False), ("observe", True, False), ("fine-tune", True, True)]
+    looked_at = observed.read_bytes()
+    assert driver.start().wait(timeout=400) == 0, (tmp_path / "b" / "log.txt").read_text()[-3000:]
+
+    assert observed.read_bytes() == looked_at  # not looked at again
+    (_, whole), (_, killed) = undisturbed.records(), driver.records()
+    assert killed.state is TrialState.COMPLETE
+    assert [epoch.epoch for epoch in killed.curve] == [1, 2, 3, 4]
+    accuracy = [[epoch.metrics["bbox_mAP"] for epoch in record.curve] for record in (whole, killed)]
+    assert accuracy[0] == accuracy[1]
+    assert killed.attrs["scales"] == whole.attrs["scales"]
+    for name in ("learned_bbox_mAP", "decomposed_bbox_mAP", "gmacs"):
+        assert killed.metrics[name] == whole.metrics[name]
+    check_mlflow(driver.folder, driver.records())
+
+
 def being_timed(record):
     counted, timed = "gmacs" in record.metrics, "latency_ms" in record.metrics
     return record.state is TrialState.RUNNING and counted and not timed
@@ -153,7 +199,7 @@ def check_mlflow(folder, records):
     assert len(parents) == 1
     children = [run for run in runs if "headway.trial" in run.data.tags]
     assert len(runs) == 1 + len(children)
-    assert Counter(int(run.data.tags["headway.trial"]) for run in children) == Counter(range(TRIALS))
+    assert Counter(int(run.data.tags["headway.trial"]) for run in children) == Counter(range(len(records)))
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_number = {int(run.data.tags["headway.trial"]): run for run in children}
     for record in records:

@@ -208,7 +208,8 @@ class Store:
         """Adds figures to a trial, and its wall time so far."""
         record = self.record(number)
         if metrics:
-            self._set(number, "metrics", {**record.metrics, **metrics})
+            own = self._storage.get_trial(self._ids[number]).user_attrs.get("headway:metrics", {})
+            self._set(number, "metrics", {**own, **metrics})
         if attrs:
             self._set(number, "attrs", {**record.attrs, **attrs})
         self._set(number, "compute_hours", seconds / 3600)

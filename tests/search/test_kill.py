@@ -175,6 +175,7 @@ def test_kill_a_trial_in_each_of_its_phases(tmp_path):
     assert [epoch.epoch for epoch in killed.curve] == [1, 2, 3, 4]
     accuracy = [[epoch.metrics["bbox_mAP"] for epoch in record.curve] for record in (whole, killed)]
     assert accuracy[0] == accuracy[1]
+    assert [record.metrics["bbox_mAP"] for record in (whole, killed)] == [accuracy[0][-1]] * 2
     assert killed.attrs["scales"] == whole.attrs["scales"]
     for name in ("learned_bbox_mAP", "decomposed_bbox_mAP", "gmacs"):
         assert killed.metrics[name] == whole.metrics[name]

@@ -89,6 +89,20 @@ def test_an_epoch_written_again_replaces_the_first(tmp_path):
     assert [epoch.metrics for epoch in store.record(0).curve] == [{"bbox_mAP": 0.2}]
 
 
+def test_figures_between_epochs_do_not_hold_the_accuracy_back(tmp_path):
+    """A trial that learns its network is counted and timed after epochs, and trained on."""
+    store = open_store(tmp_path)
+    store.propose_baseline(SPACE)
+    store.add_epoch(0, EpochRecord(1, {"bbox_mAP": 0.1}, 1.0))
+    store.update(0, {"gmacs": 3.0}, {}, 2.0)
+    store.add_epoch(0, EpochRecord(2, {"bbox_mAP": 0.2}, 3.0))
+    store.update(0, {"latency_ms": 9.0}, {}, 4.0)
+    store.add_epoch(0, EpochRecord(3, {"bbox_mAP": 0.3}, 5.0))
+    assert store.record(0).metrics == {"bbox_mAP": 0.3, "gmacs": 3.0, "latency_ms": 9.0}
+    store.finish(0, TrialState.COMPLETE)
+    assert Store.read(tmp_path, store.study)._optuna.trials[0].values == [0.3, 9.0]
+
+
 def test_optuna_is_told_each_state_and_only_complete_trials_are_best(tmp_path):
     store = open_store(tmp_path)
     store.propose_baseline(SPACE)

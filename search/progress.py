@@ -24,15 +24,15 @@ class Progress:
         self._done = done
         self._trained: dict[int, float] = {}  # trial -> share of its epochs, a trial that ended counting as 1
         self._before: dict[int, float] = {}
-        self._state: dict[int, TrialState] = {}
+        self._last: dict[int, TrialRecord] = {}
 
     def __call__(self, record: TrialRecord) -> None:
         """Prints the event that made ``record``."""
-        before = self._state.get(record.number)
-        self._state[record.number] = record.state
+        before = self._last.get(record.number)
+        self._last[record.number] = record
         epochs = len(record.curve)
         if record.state.finished:
-            if before is record.state:
+            if before is not None and before.state is record.state:
                 return
             if record.state is not TrialState.INFEASIBLE:
                 self._trained[record.number] = 1.0
@@ -43,10 +43,12 @@ class Progress:
             self.say(f"trial {record.number:>3}  {'continues' if epochs else 'starts'}: {describe(record)}")
         elif record.sweep:
             self.say(f"trial {record.number:>3}  measured: {_setting(record)}")
-        elif epochs:
+        elif epochs > len(before.curve):
             self._trained[record.number] = epochs / self._study.budget.epochs
             self.say(f"trial {record.number:>3}  epoch {epochs}/{self._study.budget.epochs}  {_accuracy(record)}")
-        elif "latency_ratio" in record.metrics:
+        elif "learning_epochs" in record.attrs and "learning_epochs" not in before.attrs:
+            self.say(f"trial {record.number:>3}  settled: {_settled(record)}")
+        elif "latency_ratio" in record.metrics and "latency_ratio" not in before.metrics:
             self.say(f"trial {record.number:>3}  timed: {_speed(record)}")
 
     def say(self, text: str) -> None:
@@ -87,6 +89,12 @@ def _ending(record: TrialRecord) -> str:
     figures = "  ".join(text for text in (_accuracy(record), _speed(record)) if text)
     reason = f": {record.reason}" if record.reason else ""
     return f"{record.state.value}  {figures}{reason}"
+
+
+def _settled(record: TrialRecord) -> str:
+    """What was learned, before and after it became a network without learning."""
+    steps = (("learned", "learned_bbox_mAP"), ("settled", "decomposed_bbox_mAP"))
+    return ", ".join(f"AP {100 * record.metrics[name]:.1f} % {how}" for how, name in steps if name in record.metrics)
 
 
 def _accuracy(record: TrialRecord) -> str:

@@ -126,6 +126,8 @@ def _settle(request: TrialRequest) -> learning.Learned:
     asked = request.speed
     if asked is not None:
         base = build_model(trial_config(replace(request, knobs={}), facts), request.seed, request.device)
+        # Only what the base lacks is as it was learned; see _Trial._time.
+        copy_matching(patching.translated(first.knobs, base.state_dict(), learner), learner)
         latency = speed.measure(
             learner.to(asked.device),
             base.to(asked.device),
@@ -244,6 +246,9 @@ class _Trial:
         asked = self._request.speed
         assert asked is not None
         baseline = not self._request.knobs
+        # Detectors that find more suppress more: both get the base's weights, whatever training starts from.
+        start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        copy_matching(patching.translated(self._request.knobs, base.state_dict(), model), model)
         latency = speed.measure(
             model.to(asked.device),
             base.to(asked.device),
@@ -254,7 +259,7 @@ class _Trial:
             postprocess=asked.postprocess,
             lease=asked.lease,
         )
-        model.to(self._request.device)
+        model.to(self._request.device).load_state_dict(start)
         ratios = {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
         if baseline:
             # The base against a second build of itself: its ratio is 1 by definition, and what was measured tells how

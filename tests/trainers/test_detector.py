@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainers import checkpoint
+from trainers import checkpoint, speed
 from trainers.contract import DataRequest, SpeedRequest, StopTrial, TrialFailed, TrialReport, TrialRequest
 from trainers.detector import train
 from trainers.digits import write_digits
@@ -204,6 +204,30 @@ def test_weights_of_a_checkpoint(request_: TrialRequest) -> None:
     assert run(warm)[0].attrs["copied_from_weights"] == 1.0
     with pytest.raises(Exception, match="weights: must be a checkpoint"):
         train(replace(warm, weights="/nowhere.pth", folder=request_.folder + "_n"), lambda report: None)
+
+
+def test_a_warm_start_is_timed_with_the_bases_own_weights(
+    request_: TrialRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is not trained; what finds more suppresses more. Training then starts from the checkpoint."""
+    run(replace(request_, epochs=1))
+    start = Path(request_.folder) / "epoch_1.pth"
+    measure, told = speed.measure, []
+
+    def watched(candidate: Any, baseline: Any, *args: Any, **more: Any) -> Any:
+        told.append(equal(candidate.state_dict(), baseline.state_dict()))
+        return measure(candidate, baseline, *args, **more)
+
+    monkeypatch.setattr(speed, "measure", watched)
+    timed = SpeedRequest(size=(64, 64), pairs=2, seconds=0.0)
+    warm = [
+        replace(request_, epochs=1, weights=str(start), folder=f"{request_.folder}_{name}", speed=asked)
+        for name, asked in (("timed", timed), ("untimed", None))
+    ]
+    for request in warm:
+        run(request)
+    assert told == [True]
+    assert equal(weights(warm[0]), weights(warm[1]))
 
 
 def test_a_fresh_process_tells_how_it_failed(request_: TrialRequest) -> None:

@@ -18,6 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
+import trainers.speed
 from trainers import checkpoint, learning, sweep
 from trainers.config import trial_config
 from trainers.contract import DataRequest, SpeedRequest, StopTrial, TrialFailed, TrialReport, TrialRequest
@@ -106,7 +107,19 @@ def figures(report: TrialReport) -> dict[str, float]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: DataRequest) -> tuple[TrialRequest, list[TrialReport]]:
     speed = SpeedRequest(size=(64, 64), pairs=2, seconds=0.0)
     request = request_in(tmp_path_factory.mktemp("undisturbed") / "trial", data, speed=speed)
-    return request, run(request)
+    measure = trainers.speed.measure
+
+    def watched(candidate: Any, baseline: Any, *args: Any, **more: Any) -> Any:
+        given, base = candidate.state_dict(), baseline.state_dict()
+        TIMED.append({name for name in given if name not in base or not torch.equal(given[name], base[name])})
+        return measure(candidate, baseline, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers.speed, "measure", watched)
+        return request, run(request)
+
+
+TIMED: list[set[str]] = []  # weights in which the two detectors of a measurement differ
 
 
 Whole = tuple[TrialRequest, list[TrialReport]]
@@ -128,6 +141,13 @@ def test_the_phases_in_their_order(undisturbed: Whole) -> None:
     assert {scale["images"] for scale in learned.attrs["scales"].values()} == {8}
     assert any(scale["d_h"] != 1 for scale in learned.attrs["scales"].values())
     json.dumps([report.attrs for report in reports])
+
+
+def test_a_trained_network_is_not_timed_against_an_untrained_base(undisturbed: Whole) -> None:
+    """The one finds more than the other, and suppresses more."""
+    learning_network, settled = TIMED
+    assert learning_network and all(".scale." in name for name in learning_network)
+    assert not settled
 
 
 def test_the_time_of_both_phases_counts(undisturbed: Whole) -> None:

@@ -46,7 +46,6 @@ def knobs(base: BaseFacts) -> tuple[Knob, ...]:
             help="split channels at a multiple of this; 16 is what vector instructions like",
             default=1,
             choices=(1, 16),
-            proposed=(1,),
             active=_DECOMPOSED,
         ),
         Choice(

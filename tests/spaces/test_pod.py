@@ -888,11 +888,11 @@ def test_defaults(base: BaseFacts) -> None:
 
 def test_what_is_searched_unasked(base: BaseFacts) -> None:
     alone = build_space({"pod": None}, base)
-    assert alone.size() == 7  # the subsets of conv3 to conv5
+    assert alone.size() == 7 * 2  # the subsets of conv3 to conv5; channels as they come, or in sixteens
     wide = build_space({"pod": {"tolerance": {"low": 0.0, "high": 0.1, "step": 0.05}, "transfer": [True, False]}}, base)
-    assert wide.size() == 42
-    assert build_space({"pod": {"towers": {"among": [0]}}}, base).size() == 28
-    assert build_space({"pod": {"mode": ["off", "decompose"], "stages": [[3, 4, 5]]}}, base).size() == 2
+    assert wide.size() == 7 * 2 * 3 * 2
+    assert build_space({"pod": {"towers": {"among": [0]}}}, base).size() == 28 * 2
+    assert build_space({"pod": {"mode": ["off", "decompose"], "stages": [[3, 4, 5]]}}, base).size() == 1 + 2
     learners = [space for space in (alone, wide) for corner in space.corners() if not space.learns(corner)]
     assert not learners
 
@@ -912,7 +912,9 @@ def test_given_scales(base: BaseFacts) -> None:
     assert canonical(base, **{key.replace(".", "__"): value for key, value in again.items()}) == design
     same = canonical(base, pod__mode="fixed", pod__scales=[[path, 8.49, 9.34], [other, 1, 0]], pod__stages=[3])
     assert design_hash(same) == design_hash(design)
-    narrowed = build_space({"pod": {"mode": "fixed", "scales": {path: [2, 2]}, "always": True}}, base)
+    narrowed = build_space(
+        {"pod": {"mode": "fixed", "scales": {path: [2, 2]}, "round_channels": 1, "always": True}}, base
+    )
     assert narrowed.size() == 1
     assert narrowed.canonicalise({key: knob.default for key, knob in narrowed.knobs.items()})["pod.scales"] == [
         [path, 2.0, 2.0]

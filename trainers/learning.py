@@ -32,7 +32,7 @@ class Learned:
 
     Attributes:
         scales: By convolution the mean scale, its spread over the images and their number: what the family's
-            ``settled`` takes.
+            ``settled`` takes; and the convolution's output ``channels`` and ``groups``.
         images: Different images that were looked at.
         metrics: ``learned_`` figures of the learning network after its training, ``decomposed_`` the same of the
             settled one with the weights transferred and before any further training; ``learning_latency_ratio`` with
@@ -139,7 +139,11 @@ def observe(request: TrialRequest, config: Config, model: Any) -> tuple[dict[str
             if (place + 1) % _ROWS_A_WRITE == 0 or place + 1 == len(order):
                 rows += observer.rows()
                 _write_rows(path, mark, rows)
-    return patching.summary(request.knobs, rows), len(set(order))
+    scales = patching.summary(request.knobs, rows)
+    for name, scale in scales.items():
+        conv = model.get_submodule(name)
+        scale |= {"channels": conv.out_channels, "groups": conv.groups}
+    return scales, len(set(order))
 
 
 def images_to_observe(count: int, flips: bool) -> list[int]:

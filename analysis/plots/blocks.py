@@ -10,8 +10,6 @@ from typing import Any
 from analysis.record import TrialRecord
 from spaces.pod.scales import TOWERS, decompose, depth_names, stage_of, tower_element
 
-_CHANNELS = 10_000  # a share is told without the rounding to whole channels
-
 
 @dataclass(frozen=True)
 class Block:
@@ -28,7 +26,7 @@ class Block:
         images: Images averaged over.
         low: Whole dilations (h, w) of the first channels; 0 is a kernel of 1 on that axis.
         up: Whole dilations (h, w) of the last channels.
-        share_up: Share of the channels that have ``up``, before it is rounded to whole channels.
+        share_up: Share of the channels that have ``up``.
     """
 
     path: str
@@ -52,15 +50,17 @@ def blocks_of(record: TrialRecord) -> list[Block]:
     """
     scales: Mapping[str, Mapping[str, float]] = record.attrs.get("scales") or {}
     names = depth_names(scales)
-    tolerance = {"tolerance": float(record.knobs["pod.tolerance"])} if "pod.tolerance" in record.knobs else {}
-    return [_block(path, names[path], scales[path], tolerance) for path in sorted(scales, key=_depth)]
+    known = {name: record.knobs.get(f"pod.{name}") for name in ("tolerance", "round_channels")}
+    options = {name: value for name, value in known.items() if value is not None}
+    return [_block(path, names[path], scales[path], options) for path in sorted(scales, key=_depth)]
 
 
-def _block(path: str, name: str, scale: Mapping[str, float], tolerance: Mapping[str, Any]) -> Block:
+def _block(path: str, name: str, scale: Mapping[str, float], options: Mapping[str, Any]) -> Block:
     def pair(key: str) -> tuple[float, float]:
         return float(scale[f"{key}_h"]), float(scale[f"{key}_w"])
 
-    split = decompose(*pair("d"), channels=_CHANNELS, **tolerance)
+    channels = int(scale["channels"])
+    split = decompose(*pair("d"), channels, groups=int(scale["groups"]), **options)
     stage = stage_of(path)
     element = tower_element(path)
     return Block(
@@ -74,7 +74,7 @@ def _block(path: str, name: str, scale: Mapping[str, float], tolerance: Mapping[
         images=int(scale["images"]),
         low=split.low,
         up=split.up,
-        share_up=split.n_up / _CHANNELS,
+        share_up=split.n_up / channels,
     )
 
 

@@ -192,7 +192,10 @@ def _figures(record: TrialRecord) -> dict[str, float]:
 def _said(record: TrialRecord) -> list[str]:
     """The lines below the title."""
     images = record.attrs.get("scale_images")
+    looks = max((scale.get("images", 0) for scale in record.attrs["scales"].values()), default=0)
     over = f"over {images:,} images" if images else "over the images"
+    if images and looks > images:  # mirrored ones are looked at as well where a split has few
+        over = f"over {looks:,} looks at {images:,} images"
     lines = [f"Each point is the mean {over}, its error bar the standard deviation."]
     steps = [("learned_bbox_mAP", "with learned scales"), ("decomposed_bbox_mAP", "once decomposed")]
     if record.state is TrialState.COMPLETE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,7 @@ def entry(d_h: float, d_w: float, std_h: float, std_w: float) -> dict[str, float
     return {
         "d_h": d_h, "std_h": std_h, "min_h": d_h - 2 * std_h, "max_h": d_h + 2 * std_h,
         "d_w": d_w, "std_w": std_w, "min_w": d_w - 2 * std_w, "max_w": d_w + 2 * std_w,
-        "images": 500,
+        "images": 500, "channels": 1000, "groups": 1,
     }  # fmt: skip
 
 
@@ -119,6 +120,20 @@ def test_figures_of_both_phases_are_said() -> None:
     assert "AP 38.7 % with learned scales, 36.1 % once decomposed, 38.4 % after fine-tuning; " in said[2]
     said = [text.get_text() for text in scales_picture(trial(state=TrialState.RUNNING), title="cells").texts]
     assert "fine-tuning" not in said[2]
+
+
+def test_looks_at_few_images_are_told() -> None:
+    few = replace(trial(), attrs={**trial().attrs, "scale_images": 205})
+    said = [text.get_text() for text in scales_picture(few, title="cells").texts]
+    assert "the mean over 500 looks at 205 images" in said[1]
+
+
+def test_shares_are_those_of_whole_channels() -> None:
+    scales = {"backbone.layer3.10.conv2": {**entry(1.7, 2.9, 0.05, 0.06), "channels": 256}}
+    (block,) = blocks_of(trial(scales))
+    assert block.share_up == 205 / 256  # figure 3 of the paper
+    rounded = replace(trial(scales), knobs={"pod.tolerance": 0.05, "pod.round_channels": 16})
+    assert blocks_of(rounded)[0].share_up == 208 / 256
 
 
 def test_json_holds_what_is_drawn() -> None:

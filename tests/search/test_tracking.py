@@ -141,7 +141,7 @@ def test_each_setting_of_a_sweep_is_a_run(place: Place) -> None:
 
 SCALE = {
     **{"d_h": 1.7, "std_h": 0.05, "min_h": 1.6, "max_h": 1.8, "d_w": 2.9, "std_w": 0.06, "min_w": 2.8, "max_w": 3.0},
-    "images": 500,
+    **{"images": 500, "channels": 256, "groups": 1},
 }
 LEARNED = {"learned_bbox_mAP": 0.28, "decomposed_bbox_mAP": 0.25, "learning_latency_ratio": 1.7}
 

@@ -139,6 +139,7 @@ def test_the_phases_in_their_order(undisturbed: Whole) -> None:
     # R18: two blocks of two convolutions in each of the two stages.
     assert len(learned.attrs["scales"]) == 8
     assert {scale["images"] for scale in learned.attrs["scales"].values()} == {8}
+    assert {(scale["channels"], scale["groups"]) for scale in learned.attrs["scales"].values()} == {(32, 1), (64, 1)}
     assert any(scale["d_h"] != 1 for scale in learned.attrs["scales"].values())
     json.dumps([report.attrs for report in reports])
 

@@ -87,7 +87,7 @@ def print_front(found: Sequence[Mapping[str, Any]], records: Sequence[TrialRecor
             _number(metrics, "gmacs", 1, 3),
             _number(metrics, "params_m", 1, 3),
             *(_number(metrics, name, 1, 3) for name in costs),
-            _design(row),
+            escape(_design(row)),
         )
     console.print(table)
     counts = Counter(record.state.value for record in records)
@@ -117,7 +117,8 @@ def print_status(found: Mapping[str, Any], records: Sequence[TrialRecord], study
             minutes = (time.time() - (record.started or time.time())) / 60
             console.print(
                 f"  trial {record.number} RUNNING since {minutes:.0f} min, "
-                f"epoch {len(record.curve)}/{study.budget.epochs}: {_named(record.attrs, short(record.knobs))}"
+                f"epoch {len(record.curve)}/{study.budget.epochs}: {_named(record.attrs, short(record.knobs))}",
+                markup=False,
             )
     for record in records:
         if record.reason:
@@ -135,7 +136,8 @@ def print_families(found: Sequence[Mapping[str, Any]]) -> None:
         for knob in family["knobs"]:
             default = knob["default"]
             default = list(default) if isinstance(default, tuple) else default
-            table.add_row(knob["name"], knob["legal"], str(default), knob["when"], knob["help"])
+            words = (knob["name"], knob["legal"], str(default), knob["when"], knob["help"])
+            table.add_row(*(escape(word) for word in words))
         console.print(table)
     console.print("Levels and positions are shown for a pyramid of P3 to P7 and towers of four convolutions.")
 
@@ -201,7 +203,7 @@ def print_published(found: Sequence[Mapping[str, Any]], legend: str) -> None:
             ours = row["ours"]
             told = [f"recipes/papers/{row['study']}" if row["study"] else row["reason"]]
             shown.add_row(
-                row["label"],
+                escape(row["label"]),
                 *(_number(row["published"], name, 1, digits[name]) for name in table["columns"]),
                 _number(ours, "gmacs", 1, 2),
                 _number(ours, "head_gmacs", 1, 2),
@@ -209,7 +211,7 @@ def print_published(found: Sequence[Mapping[str, Any]], legend: str) -> None:
                 _number(ours, "bbox_mAP", 100, 1),
                 _number(ours, "latency_ms", 1, 1),
                 _number(ours, "latency_ratio", 1, 3),
-                "; ".join(told + ([row["note"]] if row["note"] else [])),
+                escape("; ".join(told + ([row["note"]] if row["note"] else []))),
             )
         console.print(shown)
     console.print(legend)
@@ -254,7 +256,7 @@ def print_plan(made: Plan, study: Study) -> None:
             f"{metrics['head_gmacs']:.3f}",
             f"{metrics['params_m']:.3f}",
             "broken: " + "; ".join(corner.broken) if corner.broken else "ok",
-            _named(vars(corner), short(corner.knobs)),
+            escape(_named(vars(corner), short(corner.knobs))),
         )
     console.print(table)
 

@@ -322,6 +322,12 @@ def test_families(made, monkeypatch, capsys):
     assert [knob["name"] for knob in found["slimhead"]["knobs"]] == ["levels", "ratio", "mode", "fat"]
 
 
+def test_brackets_in_a_table_are_no_markup(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "240")
+    assert main(["families"]) == 0
+    assert "scales [d_h, d_w] by convolution" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("word", ["done", "done.yaml", "studies/done", "studies/done/study.yaml"])
 def test_status(made, monkeypatch, capsys, word):
     found = document(made, monkeypatch, capsys, "status", word)

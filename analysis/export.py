@@ -168,7 +168,9 @@ def _weights(record: TrialRecord, folder: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises whatever its unpickler met in a damaged file
         raise HeadwayError(f"{who}: its checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
     meta = content.get("meta", {})
-    epochs = max((epoch.epoch for epoch in record.curve), default=meta.get("epoch"))
+    # A trial of two phases keeps the second's epochs; the first has checkpoints of its own.
+    learning = record.attrs.get("learning_epochs", 0)
+    epochs = max((epoch.epoch - learning for epoch in record.curve), default=meta.get("epoch"))
     if meta.get("epoch") != epochs:
         raise HeadwayError(f"{who} was trained for {epochs} epochs, but {path} is of epoch {meta.get('epoch')}.")
     told, stored = record.metrics.get("bbox_mAP", math.nan), (meta.get("metrics") or {}).get("bbox_mAP")

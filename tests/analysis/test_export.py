@@ -243,6 +243,19 @@ def test_round_trip(name: str, request: pytest.FixtureRequest, trained: Trained)
     assert str(found).startswith("Verified")
 
 
+def test_of_a_trial_of_two_phases_the_settled_network_goes_out(trained: Trained, home: Path) -> None:
+    learned = {
+        "pod.mode": "decompose", "pod.stages": [4], "pod.towers": [], "pod.tolerance": 0.0, "pod.round_channels": 1,
+        "pod.zero_taps": "centre", "pod.transfer": True, "pod.learn_share": 0.5,
+    }  # fmt: skip
+    record = train(home / "study", 2, learned, trained.data, 4)
+    bundle = replace(trained, records=[*trained.records, record]).export(2, home / "out" / "settled")
+    text = (bundle / "config.py").read_text()
+    assert "scales" in text and "'stages'" not in text
+    found = verify_bundle(bundle, device="cpu")
+    assert found.reasons == () and found.expected == record.curve[-1].metrics["bbox_mAP"]
+
+
 _BLOCKER = """
 import sys
 class Blocker:

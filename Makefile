@@ -13,7 +13,7 @@ demo: setup
 	$(HEADWAY) demo
 
 test: setup
-	$(PYTHON_BIN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
 test-slow: setup
 	$(PYTHON_BIN) -m pytest -m slow

@@ -39,7 +39,7 @@ class Driver:
         self.file, self.root, self.trainer = folder / "killed.yaml", folder / "studies", trainer
         self.file.write_text(study)
         self.folder = self.root / "killed"
-        behaviour = {"timing_seconds": 1.0, "epoch_seconds": 0.4}
+        behaviour = {"timing_seconds": 1.0, "epoch_seconds": 0.8}
         self.environment = {**os.environ, "PYTHONPATH": str(HERE), "ANALYTIC": json.dumps(behaviour)}
 
     def start(self):
@@ -75,11 +75,11 @@ def test_kill_at_any_moment_loses_and_doubles_nothing(tmp_path):
         "before the first trial": lambda records: records is not None,
         "during a timing": lambda records: records and any(being_timed(record) for record in records),
         "during training": lambda records: (
-            records and any(r.state is TrialState.RUNNING and len(r.curve) == 3 for r in records)
+            records and any(r.state is TrialState.RUNNING and 2 <= len(r.curve) < EPOCHS for r in records)
         ),
-        "between rungs": lambda records: (
+        "after a rung": lambda records: (
             records
-            and any(r.state is TrialState.RUNNING and len(r.curve) == 1 and r.rungs and r.number > 0 for r in records)
+            and any(r.state is TrialState.RUNNING and r.rungs and len(r.curve) < EPOCHS and r.number for r in records)
         ),
         # The store is written first, then MLflow, so at this moment MLflow is being written.
         "while writing MLflow": lambda records: records and sum(r.state.finished for r in records) >= 2,

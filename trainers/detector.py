@@ -126,10 +126,13 @@ def _settle(request: TrialRequest) -> learning.Learned:
     asked = request.speed
     if asked is not None:
         base = build_model(trial_config(replace(request, knobs={}), facts), request.seed, request.device)
-        # Only what the base lacks is as it was learned; see _Trial._time.
-        copy_matching(patching.translated(first.knobs, base.state_dict(), learner), learner)
+        # Untrained but for what is learned and then settled, as the base is untrained; see _Trial._time.
+        timed = build_model(config, request.seed, request.device)
+        copy_matching(patching.translated(first.knobs, base.state_dict(), timed), timed)
+        kept = settled.state_dict()
+        copy_matching({name: weight for name, weight in weights.items() if name not in kept}, timed)
         latency = speed.measure(
-            learner.to(asked.device),
+            timed.to(asked.device),
             base.to(asked.device),
             speed.make_inputs(asked.size, asked.batch),
             pairs=asked.pairs,
@@ -163,6 +166,7 @@ class _Trial:
         self._begin = time.monotonic()
         self._folder = Path(request.folder)
         self._copied: dict[str, float] = {}
+        self._untrained: dict[str, Any] = {}
 
     def run(self) -> None:
         """Counts, times, trains."""
@@ -215,6 +219,8 @@ class _Trial:
         """Gives a detector the weights that all trials of the study start from."""
         knobs = self._request.knobs
         self._copied["copied_from_base"] = copy_matching(patching.translated(knobs, base.state_dict(), model), model)
+        if self._request.speed is not None:
+            self._untrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if self._learned_from is not None and patching.transfers(self._learned_from.knobs):
             weights, _ = learning.weights(self._learned_from)
             self._copied["copied_from_learned"] = copy_matching(patching.translated(knobs, weights, model), model)
@@ -246,9 +252,9 @@ class _Trial:
         asked = self._request.speed
         assert asked is not None
         baseline = not self._request.knobs
-        # Detectors that find more suppress more: both get the base's weights, whatever training starts from.
+        # Detectors that find more suppress more: both are untrained, whatever training starts from.
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        copy_matching(patching.translated(self._request.knobs, base.state_dict(), model), model)
+        model.load_state_dict(self._untrained)
         latency = speed.measure(
             model.to(asked.device),
             base.to(asked.device),
@@ -260,6 +266,7 @@ class _Trial:
             lease=asked.lease,
         )
         model.to(self._request.device).load_state_dict(start)
+        self._untrained = {}
         ratios = {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
         if baseline:
             # The base against a second build of itself: its ratio is 1 by definition, and what was measured tells how

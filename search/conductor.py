@@ -14,7 +14,7 @@ from search.rungs import RungPoint, decide
 from search.store import Store
 from search.study import Constraint, Study
 from spaces.space import Space, design_hash
-from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialReport, TrialRequest
+from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialReport, TrialRequest, WarmRequest
 
 Listener = Callable[[TrialRecord], None]
 
@@ -116,6 +116,7 @@ class Conductor:
             self._end(number, TrialState.FAILED, reason=f"not a number: {values} (epoch {report.epoch})")
             return False
         handle = {
+            "warm": self._warm,
             "counted": self._counted,
             "timed": self._timed,
             "epoch": self._epoch,
@@ -192,7 +193,21 @@ class Conductor:
             speed=speed,
             count_size=study.speed_size,
             sweep=sweep,
+            warm=self._warm_request(),
         )
+
+    def _warm_request(self) -> WarmRequest | None:
+        weights = self.study.weights
+        if weights.from_ != "baseline":
+            return None
+        return WarmRequest(folder=str(self._folder / "warm"), epochs=weights.epochs or self.study.budget.epochs)
+
+    def _warm(self, number: int, report: TrialReport, seconds: float) -> bool:
+        attrs = {"warm_epoch": report.epoch, "warm_seconds": seconds, **report.attrs}
+        metrics = {f"warm_{name}": value for name, value in report.metrics.items() if name.startswith("bbox_mAP")}
+        self.store.update(number, metrics, attrs, seconds)
+        self._tell(self.store.record(number))
+        return True
 
     def _counted(self, number: int, report: TrialReport, seconds: float) -> bool:
         self.store.update(number, report.metrics, report.attrs, seconds)

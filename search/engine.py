@@ -55,7 +55,7 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
         UserError: Whatever is wrong with them.
     """
     for key, value, words in (
-        ("weights.from", study.weights.from_, ("scratch",)),
+        ("weights.from", study.weights.from_, ("scratch", "baseline")),
         ("weights.backbone", study.weights.backbone, ("auto", "none")),
     ):
         if value not in words and not Path(value).is_file():

@@ -41,6 +41,9 @@ class Progress:
         elif before is None:
             self._before[record.number] = epochs / self._study.budget.epochs
             self.say(f"trial {record.number:>3}  {'continues' if epochs else 'starts'}: {describe(record)}")
+        elif record.attrs.get("warm_epoch") and record.attrs.get("warm_epoch") != before.attrs.get("warm_epoch"):
+            told = f"AP {100 * record.metrics.get('warm_bbox_mAP', 0.0):.1f} %"
+            self.say(f"trial {record.number:>3}  shared warm start, epoch {record.attrs['warm_epoch']}  {told}")
         elif record.sweep:
             self.say(f"trial {record.number:>3}  measured: {_setting(record)}")
         elif epochs > len(before.curve):

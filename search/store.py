@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
 import socket
 import tempfile
@@ -148,6 +149,8 @@ class Store:
         number = len(records)
         if self.study.designs:
             return self._propose_listed(space, tried, number)
+        if self.study.sampler.name == "grid":
+            return self._propose_grid(space, tried, number)
         rehearsal = optuna.create_study(directions=_directions(self.study))
         for attempt in range(_ATTEMPTS):
             # Late attempts are random: TPE may insist on what it knows to be good.
@@ -182,6 +185,16 @@ class Store:
             if design_hash(named.knobs) not in tried:
                 self._optuna.sampler = make_sampler(SamplerSection(name="random"), self.study.seed, number)
                 return self._accept(self._optuna.ask(), number, named.knobs, {"name": named.name})
+        return None
+
+    def _propose_grid(self, space: Space, tried: set[str], number: int) -> TrialRecord | None:
+        """Makes the next trial from all designs of the space, in an order drawn from the seed."""
+        designs = space.designs()
+        random.Random(self.study.seed).shuffle(designs)
+        for design in designs:
+            if design_hash(design) not in tried:
+                self._optuna.sampler = make_sampler(SamplerSection(name="random"), self.study.seed, number)
+                return self._accept(self._optuna.ask(), number, design)
         return None
 
     def _accept(

@@ -127,28 +127,29 @@ class RungsSection(_Section):
 class SamplerSection(_Section):
     """Who proposes; the first ``startup`` proposals of TPE are random."""
 
-    name: Literal["tpe", "random"] = "tpe"
+    name: Literal["tpe", "random", "grid"] = "tpe"
     startup: Annotated[int, Field(ge=1, strict=True)] = 12
 
 
 class WeightsSection(_Section):
     """Where weights start from.
 
-    ``from``: ``scratch`` or a checkpoint. ``backbone``: ``auto`` takes the base's pretrained weights where they lie on
+    ``from``: ``scratch``, a checkpoint, or ``baseline``: the base is trained once for ``epochs`` (``null`` for the
+    budget's), and every trial, the baseline among them, continues from there. ``backbone``: ``auto`` takes the base's pretrained weights where they lie on
     this machine and goes without (and unfrozen) where not; ``none`` goes without; or a checkpoint.
     """
 
     from_: str = Field("scratch", alias="from")
+    epochs: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
     backbone: str = "auto"
 
-    @field_validator("from_")
-    @classmethod
-    def _supported(cls, value: str) -> str:
-        if value == "baseline":
+    @model_validator(mode="after")
+    def _epochs_of_what(self) -> WeightsSection:
+        if self.epochs is not None and self.from_ != "baseline":
             raise ValueError(
-                "must be scratch or the path of a checkpoint; 'baseline' (a shared warm start) is not available yet"
+                f"must have epochs only with from: baseline, whose training they are of, but from is {self.from_}"
             )
-        return value
+        return self
 
 
 class TrainingSection(_Section):

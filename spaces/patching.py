@@ -104,16 +104,26 @@ def summary(knobs: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Any]:
     return found
 
 
-def translated(knobs: Mapping[str, Any], weights: Mapping[str, Any], model: Any) -> dict[str, Any]:
+def translated(
+    knobs: Mapping[str, Any], weights: Mapping[str, Any], model: Any, *, trained: bool = False
+) -> dict[str, Any]:
     """Gives weights of the base, or of a learning network, under the names and shapes of a design's model.
 
-    A family that renames or cuts weights has ``translate`` in its ``modules.py``; all others leave them.
+    A family that renames or cuts weights has ``translate`` in its ``modules.py``; all others leave them. One whose
+    layers compute something else than the base's with the same weights has ``preserve``.
+
+    Args:
+        knobs: A canonical design.
+        weights: By name.
+        model: The design's model.
+        trained: Whether the weights were trained in the base, so that the design shall start as what they compute.
     """
     found = dict(weights)
     for name in split(knobs):
-        translate = getattr(importlib.import_module(families()[name].modules), "translate", None)
-        if translate is not None:
-            found = translate(found, model)
+        modules = importlib.import_module(families()[name].modules)
+        for hook in ("translate", "preserve") if trained else ("translate",):
+            if hasattr(modules, hook):
+                found = getattr(modules, hook)(found, model)
     return found
 
 

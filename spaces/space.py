@@ -59,6 +59,20 @@ class FamilySpace:
     def _off(self, active: Mapping[str, Any]) -> bool:
         return any(all(one.holds(active) for one in setting) for setting in self.family.off_settings)
 
+    def settings(self) -> list[dict[str, Any]]:
+        """Lists the settings that can be proposed with the family on; all knobs must be finite."""
+        found: list[dict[str, Any]] = [{}]
+        for knob in self.knobs:
+            grown = []
+            for chosen in found:
+                if not all(condition.holds(chosen) for condition in knob.active):
+                    grown.append(chosen)
+                    continue
+                values = [knob.default] if knob.when == "inference" else knob.values() or []
+                grown += [{**chosen, knob.name: value} for value in values]
+            found = grown
+        return found
+
     def count(self) -> tuple[float, bool]:
         """Counts the canonical settings that can be proposed with the family on, and says whether off is among them.
 
@@ -161,6 +175,33 @@ class Space:
             chosen_families.append(part.family)
             values.update({f"{name}.{key}": value for key, value in chosen.items()})
         return self.canonicalise(values)
+
+    def designs(self, limit: int = 100_000) -> list[Design]:
+        """Lists every design that can be proposed, the base left out, in a fixed order.
+
+        Args:
+            limit: Most designs to list.
+
+        Raises:
+            UserError: A knob is continuous, or there are more than ``limit``.
+        """
+        size = self.size()
+        if size > limit:
+            loose = [name for name, knob in self.knobs.items() if knob.when != "inference" and knob.values() is None]
+            why = (
+                f"{choices(loose)} is continuous" if loose else f"it has {size:,.0f} designs, and {limit:,} is the most"
+            )
+            raise UserError(f"space: must be small enough to try whole, but {why}; narrow it to lists of values.")
+        options: list[list[dict[str, Any]]] = []
+        for part in self.families:
+            name = part.family.name
+            settings = [{f"{name}.{key}": value for key, value in chosen.items()} for chosen in part.settings()]
+            alone = part.always or len(self.families) == 1
+            options.append(settings if alone else [{}, *settings])
+        return self._distinct(
+            {key: value for setting in combination for key, value in setting.items()}
+            for combination in itertools.product(*options)
+        )
 
     def size(self) -> float:
         """Counts the distinct designs that can be proposed, the base included where it can be.

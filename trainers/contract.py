@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-Phase = Literal["counted", "timed", "epoch", "learned", "swept", "done"]
+Phase = Literal["warm", "counted", "timed", "epoch", "learned", "swept", "done"]
 
 
 class StopTrial(BaseException):
@@ -84,6 +84,19 @@ class SweepRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmRequest:
+    """The study's shared warm start: one training of the base, from which every trial continues.
+
+    Attributes:
+        folder: Absolute path of its folder; trial 0 trains it there, all others read its newest checkpoint.
+        epochs: Its epochs.
+    """
+
+    folder: str
+    epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialRequest:
     """One trial, as plain data that survives JSON.
 
@@ -96,7 +109,7 @@ class TrialRequest:
         epochs: Epochs of a trial that is never stopped.
         batch: Images a training step, ``None`` for the base config's.
         lr: Learning rate, ``None`` for the base config's, scaled to the batch where the base says how.
-        weights: ``scratch`` or the path of a checkpoint.
+        weights: ``scratch``, ``baseline`` (the shared warm start in ``warm``) or the path of a checkpoint.
         backbone: ``auto``, ``none`` or a path: where the backbone's pretrained weights come from.
         seed: Seeds weights, data order and augmentation.
         device: ``cpu`` or ``cuda``.
@@ -105,6 +118,7 @@ class TrialRequest:
         speed: ``None`` when the latency of this architecture is known already.
         count_size: Height and width in px for which MACs are counted.
         sweep: What to measure after training, ``None`` where the design has no inference knobs.
+        warm: Where the shared warm start is, ``None`` when ``weights`` is not ``baseline``.
     """
 
     number: int
@@ -124,6 +138,7 @@ class TrialRequest:
     speed: SpeedRequest | None = None
     count_size: tuple[int, int] = (800, 1344)
     sweep: SweepRequest | None = None
+    warm: WarmRequest | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Gives the request as plain JSON types."""
@@ -144,6 +159,7 @@ class TrialRequest:
             "speed": _speed(value["speed"]),
             "count_size": tuple(value["count_size"]),
             "sweep": sweep,
+            "warm": WarmRequest(**value["warm"]) if value.get("warm") else None,
         }
         return cls(**rest)
 
@@ -157,7 +173,8 @@ class TrialReport:
     """One message of a running trial.
 
     Attributes:
-        phase: ``counted`` (MACs and parameters), ``timed`` (latency; absent when the request has no ``speed``),
+        phase: ``warm`` (of trial 0, after each epoch of the shared warm start, before all others; ``attrs`` has
+            ``warm_epochs`` when it is there), ``counted`` (MACs and parameters), ``timed`` (latency; absent when the request has no ``speed``),
             ``epoch`` (after each epoch's validation, its checkpoint being on disk), ``swept`` (one setting of the
             inference knobs on the trained detector; ``attrs`` has its ``index``), ``done`` (the last one). Where a part
             of the network is learned first: ``learned`` after the first phase, before ``counted`` and ``timed``, which

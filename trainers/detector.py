@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from spaces import patching
 from spaces.errors import HeadwayError
-from trainers import checkpoint, learning, pictures, rotated
+from trainers import checkpoint, learning, pictures, rotated, warm
 from trainers.config import DataFacts, read_facts, trial_config
 from trainers.contract import Report, TrialFailed, TrialReport, TrialRequest
 from trainers.means import PeakMemory, settle
@@ -43,6 +43,9 @@ def train(request: TrialRequest, report: Report) -> None:
         StopTrial: ``report`` raised it.
     """
     settle(request.threads)
+    if request.warm is not None and request.number == 0:
+        seconds = _warm_up(request, report)
+        report = _later(report, seconds)
     if patching.learning(request.knobs) is None:
         _Trial(request, report).run()
     else:
@@ -76,6 +79,30 @@ def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
     model.init_weights()
     # oneDNN trains such convolutions some 10 % faster in this layout; the numbers' meaning does not change.
     return channels_last(model) if device == "cpu" else model.to(device)
+
+
+def _warm_up(request: TrialRequest, report: Report) -> float:
+    """Trains the study's shared warm start, from its newest checkpoint; gives the seconds that it took."""
+    begin = time.monotonic()
+    shared = warm.request(request)
+
+    def epochs_only(message: TrialReport) -> None:
+        if message.phase == "epoch":
+            last = message.epoch >= shared.epochs
+            attrs = {"warm_epochs": shared.epochs, "warm_metrics": dict(message.metrics)} if last else {}
+            report(
+                TrialReport(
+                    phase="warm", epoch=message.epoch, metrics=message.metrics, seconds=message.seconds, attrs=attrs
+                )
+            )
+
+    _Trial(shared, epochs_only, draw=False).run()
+    return time.monotonic() - begin
+
+
+def _later(report: Report, seconds: float) -> Report:
+    """Adds the time of what ran before to each report."""
+    return lambda message: report(replace(message, seconds=message.seconds + seconds))
 
 
 def _learn_then_train(request: TrialRequest, report: Report) -> None:
@@ -225,11 +252,14 @@ class _Trial:
             weights, _ = learning.weights(self._learned_from)
             self._copied["copied_from_learned"] = copy_matching(patching.translated(knobs, weights, model), model)
         elif self._request.weights != "scratch":
-            weights = patching.translated(knobs, read_weights(self._request.weights), model)
+            shared = self._request.weights == "baseline"
+            trained = warm.weights(self._request) if shared else read_weights(self._request.weights)
+            weights = patching.translated(knobs, trained, model, trained=True)
             self._copied["copied_from_weights"] = copy_matching(weights, model)
             # The base is timed, never trained; the share tells a warm start that fits nothing from one that does.
             if not self._copied["copied_from_weights"]:
-                raise TrialFailed(f"no weight of {self._request.weights} fits the design by name and shape.")
+                source = "the shared warm start" if shared else self._request.weights
+                raise TrialFailed(f"no weight of {source} fits the design by name and shape.")
 
     def _count(self, model: Any, config: Config) -> None:
         from trainers import cost

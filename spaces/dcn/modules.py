@@ -159,6 +159,18 @@ def _plain(layer: nn.Module) -> nn.Conv2d:
     return plain
 
 
+def preserve(weights: dict, model: nn.Module) -> dict:
+    """Doubles the base's trained weights where version 2 halves them, so that it starts as the plain convolution."""
+    doubled = {
+        f"{name}.weight": 2 * weights[f"{name}.weight"]
+        for name, module in model.named_modules()
+        if type(module) is ModulatedDeformableConv
+        and f"{name}.weight" in weights
+        and f"{name}.conv_offset.weight" not in weights
+    }
+    return {**weights, **doubled}
+
+
 def mismatch(model: nn.Module, values: dict) -> str | None:
     """Says how the built ``model`` differs from the knob ``values``, ``None`` when it follows them.
 

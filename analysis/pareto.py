@@ -19,6 +19,7 @@ from typing import Any
 import moocore
 import numpy as np
 
+from analysis.confirm import flat
 from analysis.record import Objective, TrialRecord, TrialState, spread
 
 Row = dict[str, Any]
@@ -137,16 +138,33 @@ def hypervolume_curves(
     done = [trial for trial in trials if trial.state.finished]
     done.sort(key=lambda trial: (math.inf if trial.finished is None else trial.finished, trial.number))
     rows: list[Row] = []
-    members: list[TrialRecord] = []
-    hours, volume = 0.0, 0.0
+    growing = _Growing(objectives, reference)
+    hours = 0.0
     for count, trial in enumerate(done, start=1):
         hours += trial.compute_hours
-        if points([trial], objectives):
-            members = front([*members, trial], objectives)
-            # Rounding differs with the set that is summed up; the true value cannot fall.
-            volume = max(volume, hypervolume(members, objectives, reference))
-        rows.append({"finished_trials": count, "compute_hours": hours, "hypervolume": volume})
+        for point in points([trial], objectives):
+            growing.add(values(point, objectives))
+        rows.append({"finished_trials": count, "compute_hours": hours, "hypervolume": growing.volume})
     return rows
+
+
+class _Growing:
+    """The hypervolume of points that come one by one. It is measured anew only when one reaches the front."""
+
+    def __init__(self, objectives: Sequence[Objective], reference: Sequence[float]) -> None:
+        self._signs = np.array([-1.0 if objective.maximize else 1.0 for objective in objectives])
+        self._reference = self._signs * np.array(reference, dtype=float)
+        self._front = np.empty((0, len(self._signs)))  # (members, objectives), less is better
+        self.volume = 0.0
+
+    def add(self, figures: Sequence[float]) -> None:
+        point = self._signs * np.array(figures)
+        if (point >= self._reference).any() or (self._front <= point).all(axis=1).any():
+            return
+        beaten = (point <= self._front).all(axis=1)
+        self._front = np.vstack([self._front[~beaten], point])
+        # Rounding differs with the set that is summed up; the true value cannot fall.
+        self.volume = max(self.volume, float(moocore.hypervolume(self._front, ref=self._reference)))
 
 
 def front_rows(trials: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[Row]:
@@ -156,7 +174,8 @@ def front_rows(trials: Iterable[TrialRecord], objectives: Sequence[Objective]) -
         Rows of plain JSON types with ``trial``, ``point`` (``7``, or ``7.3`` for a further setting of the inference
         knobs of trial 7; what ``headway export --pick`` takes), ``knobs``, ``metrics`` (``None`` for a figure that is
         not finite), ``baseline``, ``on_front`` and ``dominates_baseline``. A COMPLETE trial with a missing or NaN
-        objective is listed last and is not on the front.
+        objective is listed last and is not on the front. ``confirmed`` (see ``analysis.confirm.judge``) is there for
+        points that were trained again with other seeds.
     """
     complete = spread(trial for trial in trials if trial.state is TrialState.COMPLETE)
     members = {trial.label for trial in front(complete, objectives)}
@@ -175,6 +194,7 @@ def front_rows(trials: Iterable[TrialRecord], objectives: Sequence[Objective]) -
             "baseline": trial.baseline,
             "on_front": trial.label in members,
             "dominates_baseline": baseline is not None and dominates(trial, baseline, objectives),
+            **({"confirmed": trial.confirmed} if trial.confirmed else {}),
         }
         for trial in sorted(complete, key=order)
     ]
@@ -186,18 +206,21 @@ def front_json(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def front_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Writes ``front_rows`` as CSV: trial and flags, then one column a knob, then one a metric.
+    """Writes ``front_rows`` as CSV: trial and flags, one column a knob, one a metric, one a figure of a confirmation.
 
     A knob or figure that a trial lacks is empty; a list knob is written as JSON.
     """
     knobs = sorted({name for row in rows for name in row["knobs"]})
     metrics = sorted({name for row in rows for name in row["metrics"]})
+    again = [flat(row.get("confirmed")) for row in rows]
+    confirmed = sorted({name for figures in again for name in figures})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     flags = ["trial", "point", "baseline", "on_front", "dominates_baseline"]
-    writer.writerow([*flags, *knobs, *metrics])
-    for row in rows:
+    writer.writerow([*flags, *knobs, *metrics, *confirmed])
+    for row, figures in zip(rows, again, strict=True):
         cells = [row["knobs"].get(name) for name in knobs] + [row["metrics"].get(name) for name in metrics]
+        cells += [figures.get(name) for name in confirmed]
         writer.writerow([*(row[flag] for flag in flags), *map(_cell, cells)])
     return text.getvalue()
 

@@ -103,6 +103,12 @@ class TrialRecord:
         return f"{self.number}.{self.point}" if self.point else str(self.number)
 
     @property
+    def confirmed(self) -> Mapping[str, Any] | None:
+        """What ``headway confirm`` knows of this point (see ``analysis.confirm.judge``), ``None`` before it."""
+        found: Mapping[str, Any] | None = self.attrs.get("confirmed", {}).get(self.label)
+        return found
+
+    @property
     def baseline(self) -> bool:
         """True for trial 0, the base with every family off."""
         return self.number == 0

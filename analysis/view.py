@@ -73,6 +73,14 @@ class View:
         unit = trial.metrics["latency_ms"] / middle
         return max(0.0, (middle - low) * unit), max(0.0, (high - middle) * unit)
 
+    def interval(self, trial: TrialRecord) -> tuple[float, float, float] | None:
+        """Mean over seeds and the ends of its interval on the vertical axis, as drawn; ``None`` if not confirmed."""
+        found = (trial.confirmed or {}).get("metrics", {}).get(self.y.metric)
+        if not found or found["low"] is None:
+            return None
+        mean, low, high = (scaled(self.y.metric, found[name]) for name in ("mean", "low", "high"))
+        return mean, low, high
+
     def behind(self) -> tuple[float, float, float, float] | None:
         """The corner that the baseline dominates: left, right, bottom, top, as drawn."""
         if self.baseline is None or self.x is None:
@@ -109,7 +117,13 @@ def view_of(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> V
     )
     if not drawn:
         return view
-    return replace(view, xlim=_range(view.xs(drawn)), ylim=_range(view.ys(drawn)))
+    ys = view.ys(drawn)
+    ends = [end for trial in drawn for end in view.interval(trial) or ()]
+    # Two seeds may leave an interval ten times as long as the front is high; it is cut at the frame.
+    room = max(ys) - min(ys)
+    ends = [min(max(end, min(ys) - room), max(ys) + room) for end in ends] if room else ends
+    told = "; black: mean over seeds and its 95 % interval" if ends else ""
+    return replace(view, xlim=_range(view.xs(drawn)), ylim=_range([*ys, *ends]), note=note + told)
 
 
 def _range(numbers: Sequence[float]) -> tuple[float, float]:

@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     add("plan", "dry run: space, corners, cost and time, what cannot be exported", study_file, settings, json)
     add("status", "trials by state, failures, time", study, studies, json)
     add("front", "the accuracy-speed front", study, studies, json)
+    seeds_help = "seeds of a point, the study's own among them (default: 3)"
+    seeds = ("--seeds", {"type": int, "default": 3, "metavar": "K", "help": seeds_help})
+    add("confirm", "train the front again with other seeds, time it together", study, seeds, address, studies, json)
     port = ("--port", {"type": int, "default": 5000, "help": "port on 127.0.0.1 (default: 5000)"})
     add("ui", "serve the study's MLflow pages on this machine", study, port, studies)
     pick = ("--pick", {"default": "knee", "help": "knee, fastest, most_accurate or a trial number (default: knee)"})
@@ -104,6 +107,28 @@ def _parser() -> argparse.ArgumentParser:
         ("paper", {"nargs": "?", "metavar": "PAPER", "help": "slimhead, ddod or querydet (default: all)"}),
         ("--table", {"type": int, "metavar": "N", "help": "only the tables of this number"}),
         studies,
+        json,
+    )
+    add(
+        "record",
+        "make a table of a study that was run, which replay searches in",
+        study,
+        ("--out", {"required": True, "metavar": "TABLE.parquet", "help": "the table"}),
+        studies,
+        json,
+    )
+    add(
+        "replay",
+        "search in a recorded table in simulated time, once a seed",
+        ("table", {"metavar": "TABLE", "help": "what record wrote"}),
+        ("--sampler", {"metavar": "NAME", "help": "sampler.name (default: a study file's)"}),
+        ("--seeds", {"type": int, "default": 20, "metavar": "N", "help": "searches, seeds 0 to N-1 (default: 20)"}),
+        ("--rungs", {"metavar": "METHOD", "help": "like_speed, mo_asha or none (default: a study file's)"}),
+        ("--first", {"type": int, "metavar": "N", "help": "rungs.first"}),
+        ("--factor", {"type": int, "metavar": "N", "help": "rungs.factor"}),
+        ("--workers", {"type": int, "default": 4, "metavar": "N", "help": "trials side by side (default: 4)"}),
+        ("--trials", {"type": int, "metavar": "N", "help": "budget.trials (default: as many as the table has)"}),
+        ("--out", {"metavar": "FILE.json", "help": "write the result with each seed's curve"}),
         json,
     )
     add("families", "the design families and their knobs", json)

@@ -95,12 +95,36 @@ def status(options: argparse.Namespace) -> None:
 
 def front(options: argparse.Namespace) -> None:
     """``headway front STUDY``."""
+    from search.confirm import confirmed
+
     _, study, store = _open(options)
-    rows = tables.rows(store.records(), study)
+    records = confirmed(store)
+    rows = tables.rows(records, study)
     if options.json:
         _emit(rows)
     else:
-        tables.print_front(rows, store.records(), study)
+        tables.print_front(rows, records, study)
+
+
+def confirm(options: argparse.Namespace) -> int | None:
+    """``headway confirm STUDY``."""
+    if options.seeds < 2:
+        raise UserError(f"--seeds: must be 2 or more, the study's own among them, but got {options.seeds}.")
+    folder, study = find_study(options.study, studies_root(options.studies))
+    with _quiet_stdout(options.json):
+        from search import confirm as confirming
+
+        outcome = confirming.run(study, folder, seeds=options.seeds, address=options.address)
+        rows = tables.rows(outcome.records, study)
+        document = confirming.write(study, outcome, rows, folder)
+    if options.json:
+        _emit(document)
+    else:
+        tables.print_confirmed(document, study)
+    if not outcome.finished:
+        print("headway: interrupted; the same command continues", file=sys.stderr)
+        return 1
+    return None
 
 
 def _open(options: argparse.Namespace) -> tuple[Path, Study, Store]:
@@ -200,6 +224,53 @@ def draw(options: argparse.Namespace) -> None:
         _emit({"out": str(out.absolute()), "score": options.score, "images": [asdict(one) for one in found]})
     else:
         tables.print_drawn(found, options.score, out)
+
+
+def record(options: argparse.Namespace) -> None:
+    """``headway record STUDY``."""
+    from search.recording import make_table
+
+    out = Path(options.out)
+    if out.suffix != ".parquet":
+        raise UserError(f"--out: must name a .parquet file, but got '{options.out}'.")
+    _, study, store = _open(options)
+    table = make_table(study, store.records(), store.reference_ms, out.name)
+    table.write(out)
+    document = {"table": str(out), "study": study.name, "designs": len(table.entries), **table.about}
+    if options.json:
+        _emit(document)
+    else:
+        tables.print_recorded(document, out)
+
+
+def replay(options: argparse.Namespace) -> None:
+    """``headway replay TABLE``."""
+    from trainers.replay import Table
+
+    for name in ("seeds", "workers"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}: must be 1 or more, but got {getattr(options, name)}.")
+    table = Table.read(Path(options.table))
+    with _quiet_stdout(options.json):
+        from search.engine import prepare_space
+        from search.replay import replay, replay_study, write_result
+
+        names = ("sampler", "rungs", "first", "factor", "trials")
+        settings = {name: getattr(options, name) for name in names}
+        chosen = [replay_study(table, **settings, seed=seed) for seed in range(options.seeds)]
+        found = replay(
+            table,
+            chosen,
+            prepare_space(chosen[0]),
+            workers=options.workers,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    if options.out:
+        write_result(found, Path(options.out))
+    if options.json:
+        _emit({key: value for key, value in found.items() if key != "runs"})
+    else:
+        tables.print_replayed(found)
 
 
 def families(options: argparse.Namespace) -> None:

@@ -22,6 +22,8 @@ Listener = Callable[[TrialRecord], None]
 _INFEASIBLE_PER_TRIAL = 10
 # Costs that no image changes.
 _STATIC = ("params_m",)
+# Beside a kept latency: the number of the trial that it was measured in.
+_MEASURED_BY = "measured_by"
 
 
 class Pause(enum.Enum):
@@ -45,6 +47,7 @@ class Conductor:
         threads: CPU threads a trial.
         concurrent: Most trials side by side.
         listeners: Called with the record after each change.
+        clock: Gives seconds, of which ``budget.hours`` are counted.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Conductor:
         threads: int,
         concurrent: int,
         listeners: Sequence[Listener] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.study, self.space, self.store = study, space, store
         self.concurrent = concurrent
@@ -70,8 +74,11 @@ class Conductor:
         self._running: dict[int, float] = {}  # trial -> hours of its earlier starts
         self._seconds: dict[int, float] = {}  # trial -> those of this start, at its last report
         self._left = [record.number for record in store.records() if not record.state.finished]
-        self._began = time.monotonic()
+        self._clock, self._began = clock, clock()
         self._seconds_before = store.seconds_run
+        # Trial 0 reports the shared warm start when it is on disk; in a later process once more, as it may have gone.
+        first = store.records()[:1]
+        self._warm_is_there = study.weights.from_ != "baseline" or any(record.state.finished for record in first)
         self.exhausted = False
         self.out_of_time = False
 
@@ -80,6 +87,8 @@ class Conductor:
         if len(self._running) >= self.concurrent:
             return Pause.WAIT
         while self._left:
+            if self._left[0] and not self._warm_is_there:
+                break
             number = self._left.pop(0)
             # A kill may have come between a figure that breaks a constraint and the end that it means.
             if self._feasible(self.store.record(number)):
@@ -89,8 +98,8 @@ class Conductor:
             return self._begin(self.store.propose_baseline(self.space).number)
         if self._baseline_failed(records):
             return Pause.WAIT if self._running else Pause.FINISHED
-        if self.store.reference_ms is None:
-            return Pause.WAIT  # every ratio refers to the baseline's latency
+        if self.store.reference_ms is None or not self._warm_is_there:
+            return Pause.WAIT  # every ratio refers to the baseline's latency, every trial starts from its weights
         # Asked some ten times a second: a space that was searched in vain is not searched again.
         if self._spent(records) or self.exhausted:
             return Pause.WAIT if self._running else Pause.FINISHED
@@ -109,12 +118,15 @@ class Conductor:
             self._running[number] = record.compute_hours
         self._seconds[number] = report.seconds
         seconds = self._running.get(number, 0.0) * 3600 + report.seconds
-        self.store.seconds_run = self._seconds_before + time.monotonic() - self._began
+        self.store.seconds_run = self._seconds_before + self._clock() - self._began
         bad = sorted(name for name, value in report.metrics.items() if not math.isfinite(value))
         if bad:
             values = ", ".join(f"{name} = {report.metrics[name]}" for name in bad)
-            self._end(number, TrialState.FAILED, reason=f"not a number: {values} (epoch {report.epoch})")
+            where = f"epoch {report.epoch}{' of the shared warm start' if report.phase == 'warm' else ''}"
+            self._end(number, TrialState.FAILED, reason=f"not a number: {values} ({where})")
             return False
+        if not number and report.phase != "warm":  # which comes before all others
+            self._warm_is_there = True
         handle = {
             "warm": self._warm,
             "counted": self._counted,
@@ -151,7 +163,9 @@ class Conductor:
             known = self.store.speed(self._speed_key(record.knobs))
         if known is not None and "latency_ratio" not in record.metrics:
             # Measured with another design of the same architecture; a trainer that is not asked to time says nothing.
-            self.store.update(number, self._in_ms(known), {}, record.compute_hours * 3600)
+            figures = {name: value for name, value in known.items() if name != _MEASURED_BY}
+            attrs = {"speed_from": int(known[_MEASURED_BY])} if known.get(_MEASURED_BY, number) != number else {}
+            self.store.update(number, self._in_ms(figures), attrs, record.compute_hours * 3600)
             record = self.store.record(number)
         self._tell(record)
         how = SpeedRequest(
@@ -203,9 +217,12 @@ class Conductor:
         return WarmRequest(folder=str(self._folder / "warm"), epochs=weights.epochs or self.study.budget.epochs)
 
     def _warm(self, number: int, report: TrialReport, seconds: float) -> bool:
-        attrs = {"warm_epoch": report.epoch, "warm_seconds": seconds, **report.attrs}
+        attrs = {"warm_epoch": report.epoch, **report.attrs}
+        if "warm_epochs" not in self.store.record(number).attrs:
+            attrs["warm_seconds"] = seconds  # what follows is the trial's own time, also where it is reported again
         metrics = {f"warm_{name}": value for name, value in report.metrics.items() if name.startswith("bbox_mAP")}
         self.store.update(number, metrics, attrs, seconds)
+        self._warm_is_there = "warm_epochs" in report.attrs
         self._tell(self.store.record(number))
         return True
 
@@ -221,7 +238,7 @@ class Conductor:
         # After the trial's own figures: once the speed is known here, no start of it is asked to time again.
         knobs = self.store.record(number).knobs
         if not self.space.learns(knobs):
-            self.store.set_speed(self._speed_key(knobs), report.metrics)
+            self.store.set_speed(self._speed_key(knobs), {**report.metrics, _MEASURED_BY: float(number)})
         return self._still_feasible(number)
 
     def _epoch(self, number: int, report: TrialReport, seconds: float) -> bool:
@@ -234,7 +251,9 @@ class Conductor:
         decided = record.rungs.get(report.epoch)
         if decided is None:
             others = self._points(report.epoch, without=number)
-            decision = decide(self._point(record, report.epoch), others, self.study.rungs.factor)  # type: ignore[union-attr]
+            rungs = self.study.rungs
+            assert rungs is not None
+            decision = decide(self._point(record, report.epoch), others, rungs.factor, rungs.method)
             decided = f"{'continue' if decision.go_on else 'stop'}: {decision.reason}"
             self.store.add_rung(number, report.epoch, decided)
         if decided.startswith("stop"):
@@ -325,17 +344,17 @@ class Conductor:
         ]
 
     def _point(self, record: TrialRecord, epoch: int) -> RungPoint:
-        accuracy = self.study.objectives[0].metric
         at_rung = next(item.metrics for item in record.curve if item.epoch == epoch)
         late = self.space.on_images(record.knobs)
         # While a network learns, what it will cost is not known, not even to those that come here later.
         learning = self.space.learns(record.knobs) and epoch <= record.attrs.get("learning_epochs", epoch)
-        costs = [
+        costs = tuple(
             None if learning or (late and item.metric not in _STATIC) else record.metrics.get(item.metric)
             for item in self.study.objectives[1:]
             if item.direction == "minimize"
-        ]
-        return RungPoint(record.number, at_rung.get(accuracy, 0.0), costs[0] if costs else None)
+        )
+        accuracies = [item.metric for item in self.study.objectives if item.direction == "maximize"]
+        return RungPoint(record.number, tuple(at_rung.get(metric, 0.0) for metric in accuracies), costs)
 
     def _speed_key(self, knobs: Mapping[str, Any]) -> str:
         return f"{design_hash(self.space.architecture(knobs))}:{self._speed_device}"
@@ -343,7 +362,7 @@ class Conductor:
     def _spent(self, records: Sequence[TrialRecord]) -> bool:
         infeasible = sum(record.state is TrialState.INFEASIBLE for record in records)
         hours = self.study.budget.hours
-        elapsed = self._seconds_before + time.monotonic() - self._began
+        elapsed = self._seconds_before + self._clock() - self._began
         self.out_of_time = hours is not None and elapsed >= hours * 3600
         return (
             self.out_of_time

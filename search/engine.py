@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.pareto import front_rows, write_front_csv, write_front_json
 from analysis.plots import pareto_html, pareto_png
 from analysis.record import TrialRecord, TrialState
 from search.conductor import Conductor
+from search.confirm import confirmed
 from search.designs import listed, study_space
-from search.folder import claimed, write_study
+from search.folder import claimed, find_study, write_study
 from search.progress import Progress
+from search.proposals import EarlierPoint, check_sampler, earlier_points
 from search.resources import divide
-from search.store import Store, safe_url
+from search.storage import safe_url
+from search.store import Store
 from search.study import Study
 from search.tracking import public_uri
 from spaces.base import facts
@@ -29,8 +33,13 @@ from trainers.contract import DataRequest
 from trainers.data import DataReport, Split, check_data
 from trainers.digits import write_digits
 
-# The plots are rebuilt at most this often while a search runs.
+if TYPE_CHECKING:
+    from search.tracking import Tracker
+
+# Between two drawings of the plots lie this many seconds, and this many times as long as the last one took: a study of
+# thousands of trials is drawn more slowly, and at most about 5 % of the driver's time is to go there.
 _PLOT_SECONDS = 15.0
+_PLOT_REST = 20.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ def prepare_space(study: Study) -> Space:
         UserError: Whatever is wrong with them.
     """
     space = study_space(study, facts(load_base(study.base, trained=True).model.to_dict(), f"base {study.base}"))
+    check_sampler(study, space)
     designs = listed(study, space)
     learns = any(space.learns(named.knobs) for named in designs) if study.designs else space.may_learn()
     if learns and study.budget.epochs < 2:
@@ -142,7 +152,7 @@ def run(
         HeadwayError: The baseline failed.
     """
     from search import ray_adapter
-    from search.tracking import Tracker, default_uri, is_database
+    from search.tracking import is_database
     from search.tracking.server import reach
 
     folder = root / study.name
@@ -151,24 +161,20 @@ def run(
         stack.enter_context(claimed(folder))
         if study.tracking.uri and not is_database(study.tracking.uri):
             reach(study.tracking.uri)  # before anything is written
+        told = _earlier(study, space, root)
         store = Store.create(folder, study, extend=extend)
+        if store.earlier is None:
+            store.earlier = told
         ray_adapter.connect(address)  # late, since it takes long
         share = divide(study.resources, *ray_adapter.capacity())
-        records = store.records()
+        records = confirmed(store)
         speed_device = share.device if study.speed.device == "auto" else study.speed.device
-        _check_speed_device(store, records, speed_device)
+        check_speed_device(store, records, speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
-        tracker = Tracker.open(
-            uri=study.tracking.uri or default_uri(folder),
-            experiment=study.tracking.experiment or study.name,
-            study=study.name,
-            study_folder=folder,
-            params=_public(study),
-            objectives=study.objective_records,
-        )
+        tracker = open_tracker(study, folder)
         write_study(folder, study)
         tracker.reconcile(records)
-        plots = _Throttled(lambda: tracker.study(store.records()))
+        plots = _Throttled(lambda: tracker.study(confirmed(store)))
         conductor = Conductor(
             study,
             space,
@@ -185,7 +191,7 @@ def run(
             progress.say(line)
         progress.say(_plan_line(study, space, share.concurrent))
         ray_adapter.run(conductor, share, folder / "ray", trainer)
-        records = store.records()
+        records = confirmed(store)
         finished = all(record.state.finished for record in records)
         write_pages(folder, study, records)
         tracker.close("FAILED" if conductor.baseline_failure else "FINISHED" if finished else "KILLED")
@@ -205,6 +211,19 @@ def run(
         return Outcome(records, finished, note)
 
 
+def _earlier(study: Study, space: Space, root: Path) -> list[EarlierPoint]:
+    """Reads what earlier studies can tell.
+
+    Raises:
+        UserError: One of them was never run, or has nothing to refer to.
+    """
+    found = []
+    for word in study.sampler.earlier:
+        folder, other = find_study(word, root)
+        found += earlier_points(study, space, other.name, Store.read(folder, other).records())
+    return found
+
+
 def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord]) -> None:
     """Writes ``pareto.html``, ``pareto.png``, ``front.csv`` and ``front.json`` into the study's folder."""
     objectives = study.objective_records
@@ -213,6 +232,24 @@ def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord]) -> N
     (folder / "pareto.png").write_bytes(pareto_png(records, objectives, title=study.name))
     write_front_csv(rows, folder / "front.csv")
     write_front_json(rows, folder / "front.json")
+
+
+def open_tracker(study: Study, folder: Path) -> Tracker:
+    """Opens the study's run in MLflow.
+
+    Raises:
+        UserError: MLflow cannot be reached.
+    """
+    from search.tracking import Tracker, default_uri
+
+    return Tracker.open(
+        uri=study.tracking.uri or default_uri(folder),
+        experiment=study.tracking.experiment or study.name,
+        study=study.name,
+        study_folder=folder,
+        params=_public(study),
+        objectives=study.objective_records,
+    )
 
 
 def _public(study: Study) -> dict[str, Any]:
@@ -225,7 +262,7 @@ def _public(study: Study) -> dict[str, Any]:
     return told
 
 
-def _check_speed_device(store: Store, records: Sequence[TrialRecord], device: str) -> None:
+def check_speed_device(store: Store, records: Sequence[TrialRecord], device: str) -> None:
     """Refuses to go on where ratios would refer to a latency of another kind of device."""
     if records and records[0].state.finished and store.reference_ms is not None:
         before = records[0].attrs.get("speed_kind", device)
@@ -237,16 +274,18 @@ def _check_speed_device(store: Store, records: Sequence[TrialRecord], device: st
 
 
 class _Throttled:
-    """A listener that acts on ended trials, at most every few seconds."""
+    """A listener that acts on ended trials, and then rests: 15 s, or 20 times as long as it took."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self._act = act
-        self._last = -_PLOT_SECONDS
+        self._next = -math.inf
 
     def __call__(self, record: TrialRecord) -> None:
-        if record.state.finished and time.monotonic() - self._last >= _PLOT_SECONDS:
+        began = time.monotonic()
+        if record.state.finished and began >= self._next:
             self._act()
-            self._last = time.monotonic()
+            ended = time.monotonic()
+            self._next = ended + max(_PLOT_SECONDS, _PLOT_REST * (ended - began))
 
 
 def _counts(record: TrialRecord) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from search.designs import listed
 from search.engine import fill_in, prepare, prepare_space
 from search.resources import divide
+from search.rungs import share_of_epochs
 from search.study import Constraint, Study
 from spaces.patching import split, unlearned
 from spaces.space import Design, Space, design_hash
@@ -92,6 +93,11 @@ class Plan:
                 f"Time: about {self.seconds_per_trial / 60:.1f} min a trial, at most {self.hours_at_most:.2f} h in all "
                 f"with {self.concurrent} side by side (fewer epochs where rungs stop trials)."
             )
+        if study.rungs is not None and study.rung_epochs:
+            budget = study.budget
+            share = share_of_epochs(budget.trials, budget.epochs, study.rung_epochs, study.rungs.factor)
+            more = "; more, the more designs differ in cost" if study.rungs.method == "like_speed" else ""
+            lines.append(f"Rungs: about {share:.0%} of the epochs are trained{more}.")
         lines += [f"Never together: {one} and {other}: {why}." for one, other, why in self.excluded]
         if self.settings > 1:
             lines.append(f"Sweep: one training is measured at up to {self.settings} settings of inference knobs.")

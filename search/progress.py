@@ -62,8 +62,8 @@ class Progress:
         done_here = sum(share - self._before.get(number, 0.0) for number, share in self._trained.items())
         under_way = sum(share for share in self._trained.values() if share < 1)
         if done_here >= 0.5 and self._done < total:
-            left = f", about {_clock(seconds / done_here * (total - self._done - under_way))} left"
-        print(f"[{_clock(seconds)}  {self._done}/{total} trials{left}] {text}", file=self._stream, flush=True)
+            left = f", about {clock(seconds / done_here * (total - self._done - under_way))} left"
+        print(f"[{clock(seconds)}  {self._done}/{total} trials{left}] {text}", file=self._stream, flush=True)
 
 
 def describe(record: TrialRecord) -> str:
@@ -112,7 +112,8 @@ def _speed(record: TrialRecord) -> str:
     return f"latency {metrics['latency_ratio']:.3f} x baseline = {metrics['latency_ms']:.1f} ms"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time in words: ``1:05`` or ``2:01:05``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -30,12 +30,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from search.conductor import Conductor, Pause
+from search.conductor import Pause
+from search.director import Director
 from search.resources import Resources
-from spaces.errors import UserError
+from spaces.errors import HeadwayError, UserError
 from trainers.contract import TrialFailed, TrialReport, TrialRequest
 from trainers.means import environment
 
@@ -87,7 +89,7 @@ def capacity() -> tuple[int, int]:
     return int(have.get("CPU", 1)), int(have.get("GPU", 0))
 
 
-def run(conductor: Conductor, share: Resources, folder: Path, trainer: str = "trainers.detector:train") -> None:
+def run(conductor: Director, share: Resources, folder: Path, trainer: str = "trainers.detector:train") -> None:
     """Runs trials until the conductor has none left.
 
     Args:
@@ -124,10 +126,36 @@ def run(conductor: Conductor, share: Resources, folder: Path, trainer: str = "tr
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def call(function: str, argument: str, share: Resources) -> str:
+    """Calls a function in a fresh process with the resources of one trial.
+
+    Args:
+        function: ``module:function``, from text to text.
+        argument: What it is given.
+        share: Resources of one trial.
+
+    Raises:
+        HeadwayError: It failed, or its process died.
+    """
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=0)(_call)
+    try:
+        return str(ray.get(remote.remote(function, argument)))
+    except RayTaskError as error:
+        cause = error.cause if error.cause is not None else error
+        raise HeadwayError(f"{function}: {type(cause).__name__}: {' '.join(str(cause).split())[:400]}") from error
+    except RayError as error:
+        raise HeadwayError(f"{function}: its process died: {' '.join(str(error).split())[:400]}") from error
+
+
+def _call(function: str, argument: str) -> str:
+    module, _, name = function.partition(":")
+    return str(getattr(importlib.import_module(module), name)(argument))
+
+
 class _Desk:
     """The conductor, and which Ray trial runs which trial of the study."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Director) -> None:
         self.conductor = conductor
         self.numbers: dict[str, int] = {}
 

@@ -2,42 +2,31 @@
 
 Every Headway trial is one Optuna trial; its record lies in user attributes that are written before Optuna is told its
 end. COMPLETE is told with values, STOPPED and INFEASIBLE as PRUNED without values (so they never reach a front, and
-INFEASIBLE carries its constraints), FAILED as FAIL. Proposals that were tried before are told as FAIL and are no
-trials.
+INFEASIBLE carries its constraints), FAILED as FAIL. What a sampler sees is another matter: ``search.sampler``.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import logging
-import os
-import random
-import re
-import socket
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import create_trial
 
 from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
-from search.designs import listed
-from search.sampler import baseline_sampler, make_sampler
-from search.study import SamplerSection, Study
-from spaces.errors import HeadwayError, UserError
-from spaces.space import Design, Space, design_hash
+from search.proposals import EarlierPoint, Known, Proposal, Proposals
+from search.sampler import Asked
+from search.storage import default_url, explained, open_storage, safe_url
+from search.study import Study
+from spaces.errors import UserError
+from spaces.space import Space, design_hash
 
 _TOLD = {
     TrialState.COMPLETE: OptunaState.COMPLETE,
@@ -48,41 +37,51 @@ _TOLD = {
 _FILE = "headway:study_file"
 _SPEED = "headway:speed:"
 _REFERENCE = "headway:reference_ms"
-_ATTEMPTS = 150
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
-_CONNECT_SECONDS = 5.0
-
-
-def default_url(folder: Path) -> str:
-    """The store of a study that names none: SQLite in its folder."""
-    return f"sqlite:///{(folder / 'study.db').absolute()}"
-
-
-def safe_url(url: str) -> str:
-    """The URL without user, password and query, for messages."""
-    if "://" not in url:
-        return "the given URL"
-    return re.sub(r"://.*@", "://***@", url).partition("?")[0]
+_NOTE = "headway:note:"
 
 
 class Store:
-    """The trials of one study."""
+    """The trials of one study.
 
-    def __init__(self, storage: BaseStorage, optuna_study: optuna.Study, study: Study) -> None:
+    One process writes; what it wrote it knows, so a record is read from the database once. A store that was opened to
+    look at (``read``) looks anew at each call of ``records``.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        optuna_study: optuna.Study,
+        study: Study,
+        *,
+        writes: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._storage = storage
         self._optuna = optuna_study
+        self._writes = writes
+        self._clock = clock
         self.study = study
-        self._ids = {record.number: trial._trial_id for trial, record in self._pairs()}
+        self._proposals: Proposals | None = None
+        self._load()
 
     @classmethod
-    def create(cls, folder: Path, study: Study, *, extend: bool = False) -> Store:
+    def create(
+        cls, folder: Path, study: Study, *, extend: bool = False, clock: Callable[[], float] = time.time
+    ) -> Store:
         """Opens the store of a study for a run, creating it where there is none, and repairs what a kill left.
+
+        Args:
+            folder: The study's folder.
+            study: The study file.
+            extend: The budget may have grown since the last start.
+            clock: Gives the Unix time of starts and ends; another one in a simulation.
 
         Raises:
             UserError: The storage cannot be opened, or it holds another study under this name.
         """
-        storage = _open_storage(study.storage or default_url(folder))
-        with _explained(study.storage or default_url(folder)):
+        url = study.storage or default_url(folder)
+        storage = open_storage(url)
+        with explained(url):
             optuna_study = _open_study(storage, study)
             known = optuna_study.user_attrs.get(_FILE)
             if known is not None and not optuna_study.get_trials(deepcopy=False):
@@ -97,9 +96,15 @@ class Store:
                 )
             if known != study.dump():
                 optuna_study.set_user_attr(_FILE, study.dump())
-            store = cls(storage, optuna_study, study)
-            store._repair()
-        return store
+            _repair(storage, optuna_study, study)
+            return cls(storage, optuna_study, study, writes=True, clock=clock)
+
+    @classmethod
+    def in_memory(cls, study: Study, *, clock: Callable[[], float] = time.time) -> Store:
+        """Makes a store that lives as long as the process: for simulations."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        storage = InMemoryStorage()
+        return cls(storage, _open_study(storage, study), study, writes=True, clock=clock)
 
     @classmethod
     def read(cls, folder: Path, study: Study) -> Store:
@@ -111,120 +116,113 @@ class Store:
         url = study.storage or default_url(folder)
         if study.storage is None and not (folder / "study.db").is_file():
             raise UserError(f"{study.name}: has no trials yet; 'headway run' starts it.")
-        storage = _open_storage(url)
-        with _explained(url):
+        storage = open_storage(url)
+        with explained(url):
             try:
                 return cls(storage, optuna.load_study(storage=storage, study_name=study.name), study)
             except KeyError as error:
                 raise UserError(f"{study.name}: has no trials yet; 'headway run' starts it.") from error
 
+    def _load(self) -> None:
+        self._study_attrs: dict[str, Any] = dict(self._optuna.user_attrs)
+        self._ids: dict[int, int] = {}
+        self._attrs: dict[int, dict[str, Any]] = {}
+        self._told: dict[int, tuple[Asked, dict[str, float]]] = {}
+        self._records: dict[int, TrialRecord] = {}
+        self._tried: set[str] = set()
+        for trial in self._optuna.get_trials(deepcopy=False):
+            number = trial.user_attrs.get("headway:number")
+            if number is not None:
+                noted = {key: value for key, value in trial.system_attrs.items() if not key.startswith("constraints")}
+                asked = Asked(trial.params, trial.distributions, noted)
+                self._know(number, trial._trial_id, trial.user_attrs, asked, trial.constraints)
+
+    def _know(
+        self, number: int, identity: int, attrs: Mapping[str, Any], asked: Asked, broken: Mapping[str, float]
+    ) -> None:
+        self._ids[number] = identity
+        self._attrs[number] = dict(attrs)
+        self._told[number] = asked, dict(broken)
+        self._tried.add(design_hash(attrs["headway:knobs"]))
+
     def records(self) -> list[TrialRecord]:
         """All trials, by number."""
-        return sorted((record for _, record in self._pairs()), key=lambda record: record.number)
+        if not self._writes:
+            self._load()
+        return [self.record(number) for number in sorted(self._ids)]
 
     def record(self, number: int) -> TrialRecord:
         """One trial."""
-        found = _record(self._storage.get_trial(self._ids[number]))
-        assert found is not None
-        return found
+        if number not in self._records:
+            self._records[number] = _record(self._attrs[number])
+        return self._records[number]
+
+    @property
+    def earlier(self) -> list[EarlierPoint] | None:
+        """What earlier studies told this one when it began, ``None`` before that."""
+        found = self.notes("earlier").get("earlier")
+        return None if found is None else [EarlierPoint(item["design"], tuple(item["relative"])) for item in found]
+
+    @earlier.setter
+    def earlier(self, points: Sequence[EarlierPoint]) -> None:
+        self.note("earlier", [{"design": dict(point.design), "relative": list(point.relative)} for point in points])
 
     def propose_baseline(self, space: Space) -> TrialRecord:
         """Makes trial 0, the base with every family off."""
-        self._optuna.sampler = baseline_sampler(space, self.study.seed)
-        trial = self._optuna.ask()
-        if len(space.families) > 1:
-            for part in space.families:
-                if not part.always:
-                    trial.suggest_categorical(part.family.name, [True, False])
-        return self._accept(trial, 0, {})
+        return self._accept(self._proposer(space).baseline(), 0)
 
     def propose(self, space: Space) -> TrialRecord | None:
-        """Makes the next trial from the sampler's first proposal, or the first listed design, that was never tried.
+        """Makes the next trial from a design that was never tried.
 
         Returns:
-            The PROPOSED trial, or ``None`` when nothing new was found in a bounded number of proposals.
+            The PROPOSED trial, or ``None`` when nothing new was found in a bounded number of attempts.
         """
-        records = self.records()
-        tried = {design_hash(record.knobs) for record in records}
-        number = len(records)
-        if self.study.designs:
-            return self._propose_listed(space, tried, number)
-        if self.study.sampler.name == "grid":
-            return self._propose_grid(space, tried, number)
-        rehearsal = optuna.create_study(directions=_directions(self.study))
-        for attempt in range(_ATTEMPTS):
-            # Late attempts are random: TPE may insist on what it knows to be good.
-            section = self.study.sampler
-            section = section if attempt < _ATTEMPTS // 10 else section.model_copy(update={"name": "random"})
-            stream = number * _ATTEMPTS + attempt
-            if section.name == "random":
-                # It looks at no trial, so what it will say is found out without some ten commits a proposal.
-                rehearsal.sampler = make_sampler(section, self.study.seed, stream)
-                try:
-                    if design_hash(space.suggest(rehearsal.ask())) in tried:
-                        continue
-                except UserError:
-                    continue
-            self._optuna.sampler = make_sampler(section, self.study.seed, stream)
-            trial = self._optuna.ask()
-            try:
-                design = space.suggest(trial)
-            except UserError as error:
-                reason = str(error)
-            else:
-                if design_hash(design) not in tried:
-                    return self._accept(trial, number, design)
-                reason = "tried before"
-            trial.set_user_attr("headway:discarded", reason)
-            self._optuna.tell(trial, state=OptunaState.FAIL)
-        return None
+        number = len(self._ids)
+        found = self._proposer(space).next(number, lambda design: design_hash(design) in self._tried)
+        return None if found is None else self._accept(found, number)
 
-    def _propose_listed(self, space: Space, tried: set[str], number: int) -> TrialRecord | None:
-        """Makes the next trial from the study file's ``designs``, in their order."""
-        for named in listed(self.study, space):
-            if design_hash(named.knobs) not in tried:
-                self._optuna.sampler = make_sampler(SamplerSection(name="random"), self.study.seed, number)
-                return self._accept(self._optuna.ask(), number, named.knobs, {"name": named.name})
-        return None
+    def _proposer(self, space: Space) -> Proposals:
+        if self._proposals is None or self._proposals.space is not space:
 
-    def _propose_grid(self, space: Space, tried: set[str], number: int) -> TrialRecord | None:
-        """Makes the next trial from all designs of the space, in an order drawn from the seed."""
-        designs = space.designs()
-        random.Random(self.study.seed).shuffle(designs)
-        for design in designs:
-            if design_hash(design) not in tried:
-                self._optuna.sampler = make_sampler(SamplerSection(name="random"), self.study.seed, number)
-                return self._accept(self._optuna.ask(), number, design)
-        return None
+            def known() -> list[Known]:
+                return [Known(self.record(number), *self._told[number]) for number in sorted(self._ids)]
 
-    def _accept(
-        self, trial: optuna.Trial, number: int, design: Design, attrs: Mapping[str, Any] | None = None
-    ) -> TrialRecord:
-        trial.set_user_attr("headway:knobs", design)
-        if attrs:
-            trial.set_user_attr("headway:attrs", dict(attrs))
-        trial.set_user_attr("headway:state", TrialState.PROPOSED.value)
-        # The number makes it a trial, so it comes last.
-        trial.set_user_attr("headway:number", number)
-        self._ids[number] = trial._trial_id
+            self._proposals = Proposals(self.study, space, self.earlier or (), known)
+        return self._proposals
+
+    def _accept(self, proposal: Proposal, number: int) -> TrialRecord:
+        attrs: dict[str, Any] = {
+            "headway:knobs": proposal.design,
+            "headway:state": TrialState.PROPOSED.value,
+            "headway:number": number,
+        }
+        if proposal.attrs:
+            attrs["headway:attrs"] = dict(proposal.attrs)
+        asked = proposal.asked
+        template = create_trial(
+            state=OptunaState.RUNNING,
+            params=dict(asked.params),
+            distributions=dict(asked.distributions),
+            user_attrs=attrs,
+            system_attrs=dict(asked.system),
+        )
+        identity = self._storage.create_new_trial(self._optuna._study_id, template)
+        self._know(number, identity, _plain(attrs), asked, {})
         return self.record(number)
 
     def start(self, number: int) -> TrialRecord:
         """Marks a trial RUNNING."""
-        record = self.record(number)
-        if record.started is None:
-            self._set(number, "started", time.time())
+        if self.record(number).started is None:
+            self._set(number, "started", self._clock())
         self._set(number, "state", TrialState.RUNNING.value)
         return self.record(number)
 
     def update(self, number: int, metrics: Mapping[str, float], attrs: Mapping[str, Any], seconds: float) -> None:
         """Adds figures to a trial, and its wall time so far."""
-        record = self.record(number)
         if metrics:
-            own = self._storage.get_trial(self._ids[number]).user_attrs.get("headway:metrics", {})
-            self._set(number, "metrics", {**own, **metrics})
+            self._set(number, "metrics", {**self._attrs[number].get("headway:metrics", {}), **metrics})
         if attrs:
-            self._set(number, "attrs", {**record.attrs, **attrs})
+            self._set(number, "attrs", {**self._attrs[number].get("headway:attrs", {}), **attrs})
         self._set(number, "compute_hours", seconds / 3600)
 
     def add_epoch(self, number: int, epoch: EpochRecord) -> None:
@@ -262,75 +260,97 @@ class Store:
         record = self.record(number)
         if record.state.finished:
             return record
-        if broken:
+        told = self._told[number][1]
+        fresh = {name: excess for name, excess in (broken or {}).items() if name not in told}
+        if fresh:
             trial = optuna.Trial(self._optuna, self._ids[number])
-            told = trial.constraints
-            for name, excess in broken.items():
-                if name not in told:
-                    trial.set_constraint(name, excess)
+            for name, excess in fresh.items():
+                trial.set_constraint(name, excess)
+            told.update(fresh)
         # Also when there is none: a kill may have left those of an end that did not come about.
         self._set(number, "reason", reason)
         self._set(number, "traceback", traceback)
-        self._set(number, "finished", time.time())
+        self._set(number, "finished", self._clock())
         self._set(number, "state", state.value)
-        self._tell(self.record(number))
-        return self.record(number)
+        record = self.record(number)
+        _tell(self._storage, self._ids[number], record, self.study)
+        if self._proposals is not None:
+            self._proposals.ended(record, told)
+        return record
 
     def speed(self, key: str) -> dict[str, float] | None:
         """The latency measured for an architecture on a device, ``None`` if it was not."""
-        found = self._optuna.user_attrs.get(_SPEED + key)
+        found = self._study_attrs.get(_SPEED + key)
         return dict(found) if found else None
 
     def set_speed(self, key: str, metrics: Mapping[str, float]) -> None:
         """Keeps the latency of an architecture on a device."""
-        self._optuna.set_user_attr(_SPEED + key, dict(metrics))
+        self._set_study(_SPEED + key, dict(metrics))
+
+    def note(self, key: str, value: Any) -> None:
+        """Keeps something with the study, of JSON types; the same key again replaces it."""
+        self._set_study(_NOTE + key, value)
+
+    def notes(self, prefix: str = "") -> dict[str, Any]:
+        """What was noted under keys that begin with ``prefix``, by key."""
+        if not self._writes:
+            self._study_attrs = dict(self._optuna.user_attrs)
+        found = {key[len(_NOTE) :]: value for key, value in self._study_attrs.items() if key.startswith(_NOTE)}
+        return {key: value for key, value in found.items() if key.startswith(prefix)}
 
     @property
     def reference_ms(self) -> float | None:
         """The baseline's own latency in ms, to which all ratios refer."""
-        found = self._optuna.user_attrs.get(_REFERENCE)
+        found = self._study_attrs.get(_REFERENCE)
         return None if found is None else float(found)
 
     @reference_ms.setter
     def reference_ms(self, value: float) -> None:
-        self._optuna.set_user_attr(_REFERENCE, value)
+        self._set_study(_REFERENCE, value)
 
     @property
     def seconds_run(self) -> float:
         """Run time of the command so far, over all its starts."""
-        return float(self._optuna.user_attrs.get("headway:seconds", 0.0))
+        return float(self._study_attrs.get("headway:seconds", 0.0))
 
     @seconds_run.setter
     def seconds_run(self, value: float) -> None:
-        self._optuna.set_user_attr("headway:seconds", value)
+        self._set_study("headway:seconds", value)
 
     def _set(self, number: int, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._ids[number], f"headway:{key}", value)
+        self._attrs[number][f"headway:{key}"] = _plain(value)
+        self._records.pop(number, None)
 
-    def _pairs(self) -> Iterator[tuple[FrozenTrial, TrialRecord]]:
-        for trial in self._optuna.get_trials(deepcopy=False):
-            record = _record(trial)
-            if record is not None:
-                yield trial, record
+    def _set_study(self, key: str, value: Any) -> None:
+        self._optuna.set_user_attr(key, value)
+        self._study_attrs[key] = _plain(value)
 
-    def _tell(self, record: TrialRecord) -> None:
-        values = None
-        if record.state is TrialState.COMPLETE:
-            values = [record.metrics[objective.metric] for objective in self.study.objectives]
-        number = self._storage.get_trial(self._ids[record.number]).number
-        self._optuna.tell(number, values, state=_TOLD[record.state])
 
-    def _repair(self) -> None:
-        """Ends what a kill left between two writes: proposals without a number, ends that Optuna was not told."""
-        for trial in self._optuna.get_trials(deepcopy=False):
-            if trial.state is not OptunaState.RUNNING:
-                continue
-            record = _record(trial)
-            if record is None:
-                self._storage.set_trial_user_attr(trial._trial_id, "headway:discarded", "cut short")
-                self._optuna.tell(trial.number, state=OptunaState.FAIL)
-            elif record.state.finished:
-                self._tell(record)
+def _plain(value: Any) -> Any:
+    """What the database will give back."""
+    return json.loads(json.dumps(value))
+
+
+def _tell(storage: BaseStorage, identity: int, record: TrialRecord, study: Study) -> None:
+    values = None
+    if record.state is TrialState.COMPLETE:
+        values = [float(record.metrics[objective.metric]) for objective in study.objectives]
+    storage.set_trial_state_values(identity, _TOLD[record.state], values)
+
+
+def _repair(storage: BaseStorage, optuna_study: optuna.Study, study: Study) -> None:
+    """Ends what a kill left between two writes: trials that are none of Headway's, ends that Optuna was not told."""
+    for trial in optuna_study.get_trials(deepcopy=False):
+        if trial.state is not OptunaState.RUNNING:
+            continue
+        if "headway:number" not in trial.user_attrs:
+            storage.set_trial_user_attr(trial._trial_id, "headway:discarded", "cut short")
+            storage.set_trial_state_values(trial._trial_id, OptunaState.FAIL)
+            continue
+        record = _record(trial.user_attrs)
+        if record.state.finished:
+            _tell(storage, trial._trial_id, record, study)
 
 
 def _open_study(storage: BaseStorage, study: Study) -> optuna.Study:
@@ -388,10 +408,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _record(trial: FrozenTrial) -> TrialRecord | None:
-    values = {key[8:]: value for key, value in trial.user_attrs.items() if key.startswith("headway:")}
-    if "number" not in values:
-        return None
+def _record(attrs: Mapping[str, Any]) -> TrialRecord:
+    values = {key[8:]: value for key, value in attrs.items() if key.startswith("headway:")}
     epochs = {int(key[6:]): value for key, value in values.items() if key.startswith("epoch:")}
     curve = [EpochRecord(epoch, epochs[epoch]["metrics"], epochs[epoch]["seconds"]) for epoch in sorted(epochs)]
     points = {int(key[6:]): value for key, value in values.items() if key.startswith("point:")}
@@ -415,42 +433,3 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
     if record.state.finished:
         later += ["reason", "traceback", "finished"]
     return replace(record, **{key: values[key] for key in later if key in values})
-
-
-def _open_storage(url: str) -> BaseStorage:
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    with _explained(url):
-        parts = make_url(url)
-        if parts.host and (port := parts.port or _PORTS.get(parts.get_backend_name())):
-            # Drivers wait minutes for a host that does not answer.
-            socket.create_connection((parts.host, port), _CONNECT_SECONDS).close()
-        with _one_at_a_time(url):
-            return RDBStorage(url, engine_kwargs=options)
-
-
-@contextmanager
-def _one_at_a_time(url: str) -> Iterator[None]:
-    """Lets one process of this machine open a storage at a time.
-
-    Optuna makes the tables of a new storage without a lock: a ``headway status`` at that moment would break the run.
-    """
-    name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"headway-{os.getuid()}-{name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, OSError) as error:
-        cause = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
-        password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
-        cause = cause.replace(password, "***") if password else cause
-        message = f"storage: must be an SQLAlchemy URL of a reachable database, but {safe_url(url)} gives: {cause}"
-        raise UserError(message) from error
-    except RuntimeError as error:
-        raise HeadwayError(f"storage: {safe_url(url)}: {error}") from error

@@ -118,25 +118,45 @@ class DesignSection(_Section):
 
 
 class RungsSection(_Section):
-    """Trials are compared after epochs first, first x factor, first x factor^2, ...; about 1 in ``factor`` goes on."""
+    """Trials are compared after epochs first, first x factor, first x factor^2, ...; about 1 in ``factor`` goes on.
+
+    ``method``: ``like_speed`` compares the accuracy of designs of like cost; ``mo_asha`` ranks all designs by
+    non-dominated fronts (``search.rungs``). ``rungs: null`` stops nobody.
+    """
 
     first: Positive = 1
     factor: Annotated[int, Field(ge=2, strict=True)] = 3
+    method: Literal["like_speed", "mo_asha"] = "like_speed"
 
 
 class SamplerSection(_Section):
-    """Who proposes; the first ``startup`` proposals of TPE are random."""
+    """Who proposes.
 
-    name: Literal["tpe", "random", "grid"] = "tpe"
+    ``startup`` is the number of random proposals before TPE or the Gaussian process takes over, and the size of a
+    generation of NSGA-II and NSGA-III. ``grid`` tries every design of a finite space once. ``known`` tries the papers'
+    best settings first. ``earlier`` names studies (name or folder) whose COMPLETE designs the sampler is told.
+    """
+
+    name: Literal["tpe", "nsgaii", "nsgaiii", "gp", "random", "grid"] = "tpe"
     startup: Annotated[int, Field(ge=1, strict=True)] = 12
+    known: Annotated[bool, Field(strict=True)] = False
+    earlier: tuple[str, ...] = ()
+
+    @field_validator("earlier")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"must name each study once, but got {choices(value)}")
+        return value
 
 
 class WeightsSection(_Section):
     """Where weights start from.
 
     ``from``: ``scratch``, a checkpoint, or ``baseline``: the base is trained once for ``epochs`` (``null`` for the
-    budget's), and every trial, the baseline among them, continues from there. ``backbone``: ``auto`` takes the base's pretrained weights where they lie on
-    this machine and goes without (and unfrozen) where not; ``none`` goes without; or a checkpoint.
+    budget's), and every trial, the baseline among them, continues from there. ``backbone``: ``auto`` takes the base's
+    pretrained weights where they lie on this machine and goes without (and unfrozen) where not; ``none`` goes without;
+    or a checkpoint.
     """
 
     from_: str = Field("scratch", alias="from")
@@ -451,6 +471,13 @@ def _absolute(raw: dict[str, Any], root: Path) -> None:
             fix(data.get(split), "images")
     fix(raw.get("weights"), "from", ("scratch", "baseline"))
     fix(raw.get("weights"), "backbone", ("auto", "none"))
+    sampler = raw.get("sampler")
+    if isinstance(sampler, dict) and isinstance(sampler.get("earlier"), list):
+        # A name is looked for among the studies, a path from here.
+        sampler["earlier"] = [
+            _absolute_path(word, root) if isinstance(word, str) and os.sep in word else word
+            for word in sampler["earlier"]
+        ]
     if isinstance(raw.get("base"), str) and "::" not in raw["base"]:
         fix(raw, "base")
     # The same command must find them again from wherever it is given.

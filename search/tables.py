@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.labels import short
+from analysis.labels import axis, short
 from analysis.pareto import default_reference, front_rows, hypervolume
 from analysis.record import TrialRecord, TrialState
 from search.study import Study
@@ -71,6 +71,9 @@ def print_front(found: Sequence[Mapping[str, Any]], records: Sequence[TrialRecor
         table.add_column(name, justify="right", no_wrap=True)
     for name in costs:
         table.add_column(name, justify="right")
+    again = _again_columns(objectives[0].metric) if any(row.get("confirmed") for row in found) else ()
+    for name in again:
+        table.add_column(name, justify="right", no_wrap=name != "alike")
     table.add_column("design", overflow="fold")
     shown = [row for row in found if row["on_front"] or row["baseline"]]
     for row in shown:
@@ -87,12 +90,60 @@ def print_front(found: Sequence[Mapping[str, Any]], records: Sequence[TrialRecor
             _number(metrics, "gmacs", 1, 3),
             _number(metrics, "params_m", 1, 3),
             *(_number(metrics, name, 1, 3) for name in costs),
+            *(_again(row.get("confirmed"), objectives[0].metric) if again else ()),
             escape(_design(row)),
         )
     console.print(table)
     counts = Counter(record.state.value for record in records)
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     console.print(f"{len(records)} trials: {states}. * is better than the baseline in every objective.")
+
+
+def _again_columns(metric: str) -> tuple[str, ...]:
+    """What a confirmation adds to a point."""
+    return (f"{axis(metric).split(' (')[0]} over seeds", "latency again", "quartiles", "alike")
+
+
+def _again(confirmed: Mapping[str, Any] | None, metric: str) -> tuple[str, ...]:
+    if not confirmed:
+        return ("-",) * len(_again_columns(metric))
+    found = confirmed["metrics"][metric]
+    mean, count = 100 * found["mean"], len(found["values"])
+    reach = "" if found["high"] is None else f" ± {100 * found['high'] - mean:.1f}"
+    failed = f", {len(confirmed['failed'])} failed" if confirmed["failed"] else ""
+    latency = confirmed["latency"] or {}
+    quartiles = f"{_number(latency, 'q1', 1, 3)}-{_number(latency, 'q3', 1, 3)}"
+    return (f"{mean:.1f}{reach} ({count}{failed})", _number(latency, "ratio", 1, 3), quartiles, confirmed["mark"])
+
+
+def print_confirmed(found: Mapping[str, Any], study: Study) -> None:
+    """Prints what is left of the front once it was trained again and timed together."""
+    console = _console()
+    metric = study.objectives[0].metric
+    table = Table(title=f"{study.name}: the front, confirmed")
+    accuracy, *latency, alike = _again_columns(metric)
+    for name in ("trial", accuracy, "as searched", *latency, "as searched", "quartiles", alike):
+        table.add_column(name, justify="right", no_wrap=name != "alike")
+    table.add_column("design", overflow="fold")
+    for row in found["points"]:
+        metrics, again = row["metrics"], _again(row["confirmed"], metric)
+        quartiles = f"{_number(metrics, 'latency_ratio_q1', 1, 3)}-{_number(metrics, 'latency_ratio_q3', 1, 3)}"
+        figures = (again[0], _number(metrics, metric, 100, 1), *again[1:3])
+        searched = (_number(metrics, "latency_ratio", 1, 3), quartiles)
+        table.add_row(row["point"], *figures, *searched, again[3], escape(_design(row)))
+    console.print(table)
+    console.print(
+        "Accuracy is the mean over (n) seeds ± half of its 95 % interval (Student's t); one of the seeds is the "
+        "search's own. Latency is a ratio to the baseline. ≈ marks neighbours that cannot be told apart."
+    )
+    for row in found["points"]:
+        own = row["confirmed"]
+        if own["metrics"][metric]["low"] is None:
+            console.print(f"{row['point']}: fewer than 2 seeds gave a result, so there is no interval.", markup=False)
+        for seed, reason in own["failed"].items():
+            console.print(f"{row['point']}: seed {seed} FAILED: {reason}", markup=False)
+    for pair in found["neighbours"]:
+        console.print(pair["says"], markup=False)
 
 
 def _design(row: Mapping[str, Any]) -> str:
@@ -235,6 +286,47 @@ def print_drawn(found: Sequence[Drawn], score: float, out: Path) -> None:
         names = "\n".join(Path(file).name for file in one.pictures.values())
         table.add_row(escape(one.image), str(one.detections), best, escape(names))
     console.print(table)
+
+
+def print_recorded(found: Mapping[str, Any], out: Path) -> None:
+    """Prints what a table holds."""
+    console = _console()
+    states = ", ".join(f"{count} {state}" for state, count in sorted(found["states"].items()))
+    console.print(f"{out}: {found['designs']} designs of {found['study']}, {states}.", markup=False)
+    if found["partial"]:
+        console.print(f"{found['partial']} of them have a part of their curve only: a replay can go no further.")
+    if found["left_out"]:
+        console.print(f"{found['left_out']} trials that have not ended are left out; record again when they have.")
+
+
+def print_replayed(found: Mapping[str, Any]) -> None:
+    """Prints what the searches in a table came to."""
+    console = _console()
+    rungs = found["rungs"]
+    stopping = "no rungs" if rungs is None else ", ".join(f"{key} {value}" for key, value in rungs.items())
+    table = Table(
+        title=f"{found['table']}: {found['sampler']}, {stopping}; {len(found['seeds'])} seeds, "
+        f"{found['workers']} trials side by side",
+        caption=f"The best known hypervolume is that of all {found['designs']} designs; "
+        f"together they took {found['table_hours']:.3f} hours.",
+    )
+    for name in ("hypervolume", "compute hours", "quartiles", "wall hours", "quartiles", "seeds that reached it"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for target, told in found["targets"].items():
+        hours = [cell for key in ("compute_hours", "wall_hours") for cell in _median(told[key], 3)]
+        table.add_row(f"{target} %", *hours, f"{told['reached']}/{len(found['seeds'])}")
+    console.print(table)
+    for key, name, digits in (("trials_begun", "Trials begun", 0), ("stopped", "stopped at a rung", 0),
+                              ("epochs_share", "share of their epochs trained", 3)):  # fmt: skip
+        median, quartiles = _median(found[key], digits)
+        console.print(f"{name}: {median} (quartiles {quartiles})")
+
+
+def _median(spread: Mapping[str, float | None], digits: int) -> tuple[str, str]:
+    """A median and its quartiles; a seed that never got there counts as later than all others."""
+    told = (spread[key] for key in ("median", "q1", "q3"))
+    median, low, high = ("never" if value is None else f"{value:.{digits}f}" for value in told)
+    return median, f"{low}-{high}"
 
 
 def print_plan(made: Plan, study: Study) -> None:

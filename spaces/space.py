@@ -176,6 +176,35 @@ class Space:
             values.update({f"{name}.{key}": value for key, value in chosen.items()})
         return self.canonicalise(values)
 
+    def recall(self, design: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Gives what a sampler would have to answer for this design to be proposed, by the names it is asked for.
+
+        Returns:
+            ``{"slimhead": True, "slimhead.levels.0": True, ...}``; ``None`` when the space does not propose the design.
+        """
+        answers = _Answers(design, self.knobs)
+        try:
+            found = self.suggest(answers)
+        except (UserError, LookupError):
+            return None
+        wanted = {name: value for name, value in design.items() if not self._swept(name)}
+        same = {name: value for name, value in found.items() if not self._swept(name)} == wanted
+        return answers.given if same else None
+
+    def known(self) -> list[Design]:
+        """Gives the papers' best settings as far as the space proposes them: each family alone, then all together."""
+        alone = [{f"{part.family.name}.{knob.name}": knob.default for knob in part.knobs} for part in self.families]
+        together: dict[str, Any] = {}
+        chosen: list[Family] = []
+        for part, values in zip(self.families, alone, strict=True):
+            if not any(conflict(part.family, other) for other in chosen):
+                chosen.append(part.family)
+                together |= values
+        return [design for design in self._distinct([*alone, together]) if self.recall(design) is not None]
+
+    def _swept(self, name: str) -> bool:
+        return name in self.knobs and self.knobs[name].when == "inference"
+
     def designs(self, limit: int = 100_000) -> list[Design]:
         """Lists every design that can be proposed, the base left out, in a fixed order.
 
@@ -358,6 +387,65 @@ def full_space(base: BaseFacts) -> Space:
 def design_hash(design: Mapping[str, Any]) -> str:
     """Names a canonical design: 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(design, sort_keys=True, default=list).encode()).hexdigest()[:12]
+
+
+class _Answers:
+    """A suggester that answers from a design, and notes what it was asked for."""
+
+    def __init__(self, design: Mapping[str, Any], knobs: Mapping[str, Knob]) -> None:
+        self._design, self._knobs = design, knobs
+        self._present = split(design)
+        self.given: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Gives the choice that the design has made.
+
+        Raises:
+            LookupError: It is none of these.
+        """
+        value = self._value(name)
+        for choice in choices:
+            if choice == value or (isinstance(value, list) and choice == json.dumps(value)):
+                self.given[name] = choice
+                return choice
+        raise LookupError(name)
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
+        """Gives the design's number.
+
+        Raises:
+            LookupError: It lies outside.
+        """
+        return self._number(name, low, high)
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """Gives the design's number.
+
+        Raises:
+            LookupError: It lies outside.
+        """
+        return int(self._number(name, low, high))
+
+    def _number(self, name: str, low: float, high: float) -> float:
+        value: float = self._value(name)
+        if not low - 1e-9 <= value <= high + 1e-9:
+            raise LookupError(name)
+        self.given[name] = value
+        return value
+
+    def _value(self, name: str) -> Any:
+        if "." not in name:
+            return name in self._present
+        if name in self._design:
+            return self._design[name]
+        knob, _, element = name.rpartition(".")
+        while knob not in self._knobs:
+            knob, _, rest = knob.rpartition(".")
+            element = f"{rest}.{element}"
+            if not knob:
+                raise LookupError(name)
+        chosen = self._design[knob]
+        return len(chosen) if element == "first" else element in map(str, chosen)
 
 
 def _propose(knob: Knob, name: str, ask: Suggester) -> Any:

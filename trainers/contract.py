@@ -71,14 +71,14 @@ class SweepRequest:
 
     Attributes:
         settings: By index, the whole design with these inference knobs. Index 0 is the trial's own design.
-        speed: How latency is measured, on images of the validation split instead of noise.
+        speed: How latency is measured, on images of the validation split instead of noise; ``None`` for accuracy alone.
         images: Images that latency and multiply-adds are measured on, evenly chosen from the split.
         reference: Folder of the baseline's trial. Its newest checkpoint is the baseline that latency is compared with,
             so that both sides have boxes to suppress; untrained weights where there is none.
     """
 
     settings: Mapping[int, Mapping[str, Any]]
-    speed: SpeedRequest
+    speed: SpeedRequest | None
     images: int = 16
     reference: str | None = None
 
@@ -88,12 +88,14 @@ class WarmRequest:
     """The study's shared warm start: one training of the base, from which every trial continues.
 
     Attributes:
-        folder: Absolute path of its folder; trial 0 trains it there, all others read its newest checkpoint.
+        folder: Absolute path of its folder; trial 0 trains it there, all others read its last checkpoint.
         epochs: Its epochs.
+        seed: Of its training, ``None`` for the trial's own.
     """
 
     folder: str
     epochs: int
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +176,12 @@ class TrialReport:
 
     Attributes:
         phase: ``warm`` (of trial 0, after each epoch of the shared warm start, before all others; ``attrs`` has
-            ``warm_epochs`` when it is there), ``counted`` (MACs and parameters), ``timed`` (latency; absent when the request has no ``speed``),
-            ``epoch`` (after each epoch's validation, its checkpoint being on disk), ``swept`` (one setting of the
-            inference knobs on the trained detector; ``attrs`` has its ``index``), ``done`` (the last one). Where a part
-            of the network is learned first: ``learned`` after the first phase, before ``counted`` and ``timed``, which
-            are then those of the settled network; ``attrs`` has ``scales`` and ``learning_epochs``.
+            ``warm_epochs`` after its last one), ``counted`` (MACs and parameters), ``timed`` (latency; absent when the
+            request has no ``speed``), ``epoch`` (after each epoch's validation, its checkpoint being on disk),
+            ``swept`` (one setting of the inference knobs on the trained detector; ``attrs`` has its ``index``),
+            ``done`` (the last one). Where a part of the network is learned first: ``learned`` after the first phase,
+            before ``counted`` and ``timed``, which are then those of the settled network; ``attrs`` has ``scales`` and
+            ``learning_epochs``.
         epoch: Finished epochs, 0 before the first.
         metrics: Figures that are new in this message, by the names of ``TrialRecord.metrics``.
         seconds: Wall time of this start of the trial so far.

@@ -33,6 +33,9 @@ def train(request: TrialRequest, report: Report) -> None:
     A design that learns a part of its network trains the learning network first, reporting its epochs; then come
     ``learned``, ``counted`` and ``timed``, those of the settled network, and its epochs, which are counted on.
 
+    With a shared warm start, the baseline trains that first and reports ``warm`` after each of its epochs, the last one
+    again where it is there already.
+
     Args:
         request: The trial.
         report: Takes the messages; may raise ``StopTrial``.
@@ -84,19 +87,19 @@ def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
 def _warm_up(request: TrialRequest, report: Report) -> float:
     """Trains the study's shared warm start, from its newest checkpoint; gives the seconds that it took."""
     begin = time.monotonic()
-    shared = warm.request(request)
 
     def epochs_only(message: TrialReport) -> None:
         if message.phase == "epoch":
-            last = message.epoch >= shared.epochs
-            attrs = {"warm_epochs": shared.epochs, "warm_metrics": dict(message.metrics)} if last else {}
-            report(
-                TrialReport(
-                    phase="warm", epoch=message.epoch, metrics=message.metrics, seconds=message.seconds, attrs=attrs
-                )
-            )
+            report(warm.report(request, vars(message), message.seconds))
 
-    _Trial(shared, epochs_only, draw=False).run()
+    done = warm.finished(request)
+    if done is not None:
+        report(warm.report(request, done, time.monotonic() - begin))
+        return time.monotonic() - begin
+    try:
+        _Trial(warm.request(request), epochs_only, draw=False).run()
+    except TrialFailed as error:
+        raise TrialFailed(f"in the shared warm start (weights.from: baseline): {error}") from error
     return time.monotonic() - begin
 
 
@@ -112,9 +115,13 @@ def _learn_then_train(request: TrialRequest, report: Report) -> None:
     learned = learning.read(request)
     if learned is None:
 
+        started: dict[str, float] = {}
+
         def epochs_only(message: TrialReport) -> None:
-            if message.phase == "epoch":
-                report(message)
+            if message.phase == "counted":  # in a start that does not continue; what counts is the settled network
+                started.update({key: value for key, value in message.attrs.items() if key == "copied_from_weights"})
+            elif message.phase == "epoch":
+                report(replace(message, attrs={**message.attrs, **started}))
 
         _Trial(first, epochs_only, draw=False).run()
         learned = _settle(request)
@@ -370,6 +377,9 @@ class _Trial:
             patching.check_built(model, knobs)
             model.load_state_dict(weights)
             metrics = sweep.validate(config, model)
+            if asked.speed is None:
+                self._report("swept", self._request.epochs, metrics, {"index": index})
+                continue
             if images is None:
                 images = sweep.validation_images(config, model, asked.speed.size, asked.speed.batch, asked.images)
             latency = speed.measure_on_images(

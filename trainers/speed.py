@@ -184,6 +184,11 @@ def paired(candidate: Pass, baseline: Pass, *, pairs: int, seconds: float, clock
     )
 
 
+def clock_of(device: str) -> Clock:
+    """Gives the clock for a device, ``cpu`` or ``cuda``: it calls a function and gives the time that took in ms."""
+    return _cuda_ms if device == "cuda" else _wall_ms
+
+
 def make_inputs(size: tuple[int, int], batch: int, seed: int = 0) -> Tensor:
     """Makes normalised random images, (batch, 3, height, width), without touching torch's global generator.
 

@@ -1,4 +1,4 @@
-"""The shared warm start: one training of the base, from which every design of a study continues."""
+"""The shared warm start: one training of the base, from which every trial of a study continues."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainers import checkpoint
-from trainers.contract import TrialFailed, TrialRequest
+from trainers.contract import TrialFailed, TrialReport, TrialRequest
 
 
 def request(trial: TrialRequest) -> TrialRequest:
@@ -20,24 +22,71 @@ def request(trial: TrialRequest) -> TrialRequest:
         weights="scratch",
         folder=trial.warm.folder,
         epochs=trial.warm.epochs,
+        seed=trial.seed if trial.warm.seed is None else trial.warm.seed,
         speed=None,
         sweep=None,
         warm=None,
     )
 
 
+def report(trial: TrialRequest, meta: Mapping[str, Any], seconds: float) -> TrialReport:
+    """Gives the report of one of its epochs.
+
+    Args:
+        trial: The baseline's request.
+        meta: ``epoch`` and ``metrics`` of the epoch.
+        seconds: Of this start.
+
+    Returns:
+        A report of the phase ``warm``; the last epoch's has ``warm_epochs`` in ``attrs``.
+    """
+    assert trial.warm is not None
+    last = meta["epoch"] >= trial.warm.epochs
+    return TrialReport(
+        phase="warm",
+        epoch=meta["epoch"],
+        metrics=dict(meta["metrics"]),
+        seconds=seconds,
+        attrs={"warm_epochs": trial.warm.epochs} if last else {},
+    )
+
+
+def finished(trial: TrialRequest) -> dict[str, Any] | None:
+    """Reads the ``meta`` of the finished warm start, ``None`` while it is not finished, damaged or another one's."""
+    try:
+        found: dict[str, Any] = _last(trial)["meta"]
+    except TrialFailed:
+        return None
+    return found
+
+
 def weights(trial: TrialRequest) -> Mapping[str, Any]:
-    """Reads the weights of the finished warm start.
+    """Reads the weights of the finished warm start. Nothing is changed, since many trials read at once.
 
     Raises:
-        TrialFailed: It is not there, or not finished.
+        TrialFailed: It is not there, or cannot be used; the message says why.
     """
+    found: Mapping[str, Any] = _last(trial)["state_dict"]
+    return found
+
+
+def _last(trial: TrialRequest) -> dict[str, Any]:
+    """Reads the checkpoint of its last epoch."""
     warm = request(trial)
-    found = checkpoint.newest(Path(warm.folder), checkpoint.fingerprint(warm))
-    if found is None or found[1]["meta"]["epoch"] < warm.epochs:
-        raise TrialFailed(
-            f"the shared warm start (weights.from: baseline) is gone from {warm.folder}; trial 0 makes it anew when the "
-            "study is started in a new folder."
-        )
-    state: Mapping[str, Any] = found[1]["state_dict"]
-    return state
+    path = Path(warm.folder) / f"epoch_{warm.epochs}.pth"
+    who = "the shared warm start (weights.from: baseline)"
+    cure = "The baseline trains it; run the study again under another name."
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        mark, epoch = content["meta"].get("fingerprint"), content["meta"]["epoch"]
+        whole = "state_dict" in content and epoch == warm.epochs
+    except FileNotFoundError as error:
+        raise TrialFailed(f"{who} is gone: there is no {path}. {cure}") from error
+    except Exception as error:  # torch raises whatever its unpickler met in the damaged file
+        first = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise TrialFailed(f"{who} cannot be read: {path} gives {first}. {cure}") from error
+    if not whole:
+        raise TrialFailed(f"{who} cannot be read: {path} is no checkpoint of epoch {warm.epochs}. {cure}")
+    if mark != checkpoint.fingerprint(warm):
+        raise TrialFailed(f"{who} is another study's: {path} was trained with other settings. {cure}")
+    return content

@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 
 from analysis.labels import axis, scaled
 from analysis.plots.look import BLUE, GREY, VERMILION, dress, dress_page, head
+from analysis.plots.pair import add_intervals, confirmed, draw_intervals
 from analysis.plots.words import Room, hover, named, tags, write_list
 from analysis.record import Objective, TrialRecord
 from analysis.view import View, missing, view_of
@@ -135,6 +136,7 @@ def _draw(panel: Panel, overall: View, axes: Any) -> None:
                 zorder=order,
                 label=name,
             )
+    draw_intervals(axes, view, confirmed(overall))
     axes.set_xlim(*view.xlim)
     axes.set_ylim(*view.ylim)
     dress(axes, view.xlabel, view.ylabel, size=11)
@@ -250,6 +252,7 @@ def _panel(page: go.Figure, panel: Panel, overall: View, objectives: Sequence[Ob
             ),
             **cell,
         )
+    add_intervals(page, view, confirmed(overall), **cell)
 
 
 _SYMBOLS = {"o": "circle", "*": "star"}

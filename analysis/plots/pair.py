@@ -44,6 +44,7 @@ def pair_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
     if view.baseline is not None:
         look = {"color": VERMILION, "size": 22, "symbol": "star"}
         _scatter(page, view, [view.baseline], objectives, "baseline", look)
+    add_intervals(page, view, confirmed(view))
     said = missing(view)
     if said is not None:
         place = {"x": 0.5, "y": 0.9, "xref": "paper", "yref": "paper", "showarrow": False}
@@ -53,6 +54,50 @@ def pair_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
     page.update_xaxes(title=view.xlabel, range=view.xlim, zeroline=False, showticklabels=shown, automargin=True)
     page.update_yaxes(title=view.ylabel, range=view.ylim, zeroline=False, showticklabels=shown, automargin=True)
     return page
+
+
+def add_intervals(page: go.Figure, view: View, trials: Sequence[TrialRecord], **cell: int) -> None:
+    """Draws the interval of each trial's mean over seeds as a vertical bar, the mean as a stroke across.
+
+    Args:
+        page: The page.
+        view: The axes.
+        trials: Those that have no interval on them are left out.
+        cell: ``row`` and ``col`` of a page of several plots.
+    """
+    shown = [(trial, found) for trial in trials if (found := view.interval(trial))]
+    if shown:
+        means = [mean for _, (mean, _, _) in shown]
+        reaches = [high - mean for _, (mean, _, high) in shown]
+        page.add_trace(
+            go.Scatter(
+                x=view.xs([trial for trial, _ in shown]),
+                y=means,
+                mode="markers",
+                name="mean over seeds",
+                marker={"symbol": "line-ew", "size": 22, "line": {"color": INK, "width": 1.5}},
+                error_y={"array": reaches, "thickness": 1.5, "width": 5, "color": INK},
+                hoverinfo="skip",
+                showlegend=False,
+            ),
+            **cell,
+        )
+
+
+def draw_intervals(axes: Any, view: View, trials: Sequence[TrialRecord]) -> None:
+    """Draws the same as ``add_intervals`` into a picture's axes."""
+    for trial in trials:
+        found = view.interval(trial)
+        if found is not None:
+            mean, low, high = found
+            look = {"color": INK, "linewidth": 1.2, "capsize": 3, "marker": "_", "markersize": 15, "zorder": 2.5}
+            axes.errorbar(view.xs([trial])[0], mean, yerr=[[mean - low], [high - mean]], **look)
+
+
+def confirmed(view: View) -> list[TrialRecord]:
+    """The front and the baseline, as far as they were confirmed."""
+    rest = [trial for trial in view.faint if trial.baseline]
+    return [trial for trial in (*view.members, *rest) if trial.confirmed]
 
 
 def _scatter(
@@ -133,6 +178,7 @@ def pair_picture(trials: Sequence[TrialRecord], objectives: Sequence[Objective],
         if spread is not None:
             x, y = view.xs([trial])[0], view.ys([trial])[0]
             axes.errorbar(x, y, xerr=[[spread[0]], [spread[1]]], color=BLUE, linewidth=1.2, capsize=3, zorder=2)
+    draw_intervals(axes, view, confirmed(view))
     axes.set_xlim(*view.xlim)
     axes.set_ylim(*view.ylim)
     dress(axes, view.xlabel, view.ylabel)

@@ -48,10 +48,32 @@ def hover(trial: TrialRecord, objectives: Sequence[Objective], baseline: TrialRe
     lines = [head, *(f"<b>{html.escape(figure(o.metric, trial.metrics[o.metric]))}</b>" for o in objectives)]
     if baseline is not None and baseline.label != trial.label:
         lines.append("against the baseline: " + ", ".join(_against(trial, baseline, o) for o in objectives))
+    lines += [html.escape(line) for line in confirmation(trial)]
     lines += [f"<i>{html.escape(name)}</i> = {html.escape(knob_value(value))}" for name, value in trial.knobs.items()]
     shown = {objective.metric for objective in objectives}
     rest = ", ".join(figure(name, trial.metrics[name]) for name in sorted(trial.metrics) if name not in shown)
     return "<br>".join([*lines, *(html.escape(line) for line in textwrap.wrap(rest, 56))])
+
+
+def confirmation(trial: TrialRecord) -> list[str]:
+    """Says what trainings with other seeds and the common measurement of latency gave; nothing before them."""
+    found = trial.confirmed
+    if not found:
+        return []
+    lines = []
+    for metric, own in found["metrics"].items():
+        count = len(own["values"])
+        if own["low"] is None:
+            lines.append(f"over {count} seed: {figure(metric, own['mean'])}, no interval")
+        else:
+            reach = scaled(metric, own["high"]) - scaled(metric, own["mean"])
+            lines.append(f"over {count} seeds: {figure(metric, own['mean'])} ± {reach:.1f} (95 %)")
+    latency = found["latency"]
+    if latency:
+        quartiles = f"(quartiles {latency['q1']:.3f} to {latency['q3']:.3f})"
+        lines.append(f"measured again, together: {figure('latency_ratio', latency['ratio'])} {quartiles}")
+    lines += [f"seed {seed} failed: {textwrap.shorten(reason, 60)}" for seed, reason in found["failed"].items()]
+    return [*lines, *([found["mark"]] if found["mark"] else [])]
 
 
 def _against(trial: TrialRecord, baseline: TrialRecord, objective: Objective) -> str:
@@ -100,6 +122,7 @@ def named(members: Sequence[TrialRecord], objectives: Sequence[Objective], room:
 def _entry(trial: TrialRecord, objectives: Sequence[Objective], room: Room) -> tuple[list[str], list[str]]:
     design = textwrap.wrap(plain(short(trial.knobs)), room.columns, max_lines=2, placeholder=" …")
     words = [figure(o.metric, value) for o, value in zip(objectives, values(trial, objectives), strict=True)]
+    words += [trial.confirmed["mark"]] if trial.confirmed and trial.confirmed["mark"] else []
     return design, textwrap.wrap(plain(", ".join(words)), room.columns + 3, max_lines=2, placeholder=" …")
 
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.confirm import flat
 from analysis.pareto import Row
+from analysis.plots.words import confirmation
 from analysis.record import TrialRecord, TrialState
 
 Point = tuple[str, int]  # a metric's name and its step
@@ -78,6 +80,9 @@ def content_of(record: TrialRecord) -> Content:
         for name, value in {**record.metrics, "compute_hours": record.compute_hours}.items():
             if trained or not (name in of_epochs or name.startswith("bbox_mAP")):
                 metrics[name, 0] = (float(value), stamp)
+    for name, value in flat(record.confirmed).items():
+        # At the number of seeds, as figures change with it and MLflow's cannot be changed.
+        metrics[name, len((record.confirmed or {})["seeds"])] = (value, milliseconds(record.finished))
     if "scales" in record.attrs:
         last = record.attrs.get("learning_epochs")
         seconds = next((entry.seconds for entry in record.curve if entry.epoch == last), 0.0)
@@ -91,8 +96,10 @@ def content_of(record: TrialRecord) -> Content:
         tags["headway.rungs"] = ", ".join(f"epoch {epoch}: {word}" for epoch, word in sorted(record.rungs.items()))
     if record.folder:
         tags["headway.folder"] = record.folder
-    # The scales have an artifact of their own, and would crowd out all else.
-    attrs = {name: value for name, value in record.attrs.items() if name != "scales"}
+    # The scales have an artifact of their own, and would crowd out all else; what is confirmed has metrics.
+    attrs = {name: value for name, value in record.attrs.items() if name not in ("scales", "confirmed")}
+    if record.confirmed:
+        tags["headway.confirmed"] = ", ".join(confirmation(record))[:_LONGEST]
     if attrs:
         tags["headway.attrs"] = json.dumps(attrs, sort_keys=True, default=str)[:_LONGEST]
     if record.traceback:

@@ -220,9 +220,13 @@ class Tracker:
 
     # Trials.
 
-    def _load(self, *extra: str) -> dict[str, list[_Child]]:
-        """Finds the child runs by the trial's label; ``self._children`` gets the first of each."""
-        wanted = " and ".join([f"tags.`mlflow.parentRunId` = '{self.run_id}'", *extra])
+    def _load(self) -> dict[str, list[_Child]]:
+        """Finds the child runs by the trial's label; ``self._children`` gets the first of each.
+
+        Once at the start, and once after a failure, which may have left a run that is not known of. Between them this
+        process alone makes runs, so that a new trial needs no search among those of all others.
+        """
+        wanted = f"tags.`mlflow.parentRunId` = '{self.run_id}'"
         groups: dict[str, list[_Child]] = {}
         for run in find_runs(self._client, self.experiment_id, wanted):
             label = run.data.tags.get("headway.trial", "")
@@ -256,11 +260,10 @@ class Tracker:
     def _upsert(self, record: TrialRecord) -> None:
         content = content_of(record)
         child = self._children.get(record.label)
-        if child is None and record.state is TrialState.PROPOSED:
-            return
-        if child is None and not self._load(f"tags.`headway.trial` = '{record.label}'"):
+        if child is None:
+            if record.state is TrialState.PROPOSED:
+                return
             child = self._create(record)
-        child = child or self._children[record.label]
         mark = content.fingerprint
         if child.tags.get("headway.record") != mark:
             if self._contradicts(child, content):

@@ -1,6 +1,7 @@
 """QueryDet's query head, its targets and losses (section 3.3), and the cascade at inference (section 3.2)."""
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from mmengine.model import bias_init_with_prob, normal_init
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
+
+from spaces.modules import dense_head
 
 # Rows that are gathered and multiplied at once: 38 MB with 256 channels in single precision.
 TILE = 4096
@@ -627,6 +630,36 @@ class QueryRPN(QueryHead):
     def reach(self) -> int:
         """How far a prediction of this head sees, in sites."""
         return reach(self.rpn_conv)
+
+
+def preserve(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Gives the base's trained weights to the same levels of a pyramid with one more, and to the same RPN with more
+    convolutions: these levels, and that RPN, then compute what the base does.
+
+    The new level starts with the convolution after the sum (and FCOS's scale) of the level above it; what brings the
+    backbone's map to it is new. The convolutions that an RPN has more pass their input on.
+
+    Args:
+        weights: By name.
+        model: A detector with a ``QueryHead``.
+    """
+    found = dict(weights)
+    head = dense_head(model)
+    laterals = {name.split(".")[2] for name in weights if name.startswith("neck.lateral_convs.")}
+    if head.finer and len(laterals) == len(model.neck.lateral_convs) - 1:
+        for name, tensor in weights.items():
+            if match := re.fullmatch(r"(neck\.lateral_convs|neck\.fpn_convs|bbox_head\.scales)\.(\d+)(\..+)", name):
+                if match[2] == "0" and match[1] == "neck.lateral_convs":
+                    del found[name]
+                found[f"{match[1]}.{int(match[2]) + 1}{match[3]}"] = tensor
+    if "rpn_head.rpn_conv.weight" in weights and isinstance(getattr(head, "rpn_conv", None), nn.Sequential):
+        for part, fill in (("weight", nn.init.dirac_), ("bias", nn.init.zeros_)):
+            for index, layer in enumerate(head.rpn_conv):
+                # Behind a ReLU nothing is below 0, so another ReLU changes nothing.
+                passing = fill(torch.empty_like(getattr(layer.conv, part)))
+                source = passing if index else weights[f"rpn_head.rpn_conv.{part}"]
+                found[f"rpn_head.rpn_conv.{index}.conv.{part}"] = source
+    return found
 
 
 def mismatch(model: nn.Module, values: dict) -> str | None:

@@ -159,6 +159,35 @@ class ShallowTowers:
         return super().forward_single(x, *args, **kwargs)
 
 
+def preserve(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Gives each reduced tower the first layers of the base's trained one, and of each the first channels.
+
+    The first channels keep their groups of a group norm, so each group computes what it did in the base. What already
+    has the names and shapes of the reduced towers is left.
+
+    Args:
+        weights: By name.
+        model: A detector with ``ShallowTowers``.
+    """
+    found = dict(weights)
+    for tower in TOWERS:
+        shared = f"bbox_head.{tower}"
+        own = {f"bbox_head.level_towers.{tower}.level{level}" for level in getattr(model.bbox_head, tower)._own}
+        for prefix in (shared, *sorted(own)):
+            for name, tensor in _state(model, prefix):
+                source = weights.get(shared + name.removeprefix(prefix))
+                if source is None or (name in weights and weights[name].shape == tensor.shape):
+                    continue
+                if source.dim() == tensor.dim() and all(a >= b for a, b in zip(source.shape, tensor.shape)):
+                    found[name] = source[tuple(slice(side) for side in tensor.shape)]
+    return found
+
+
+def _state(model: nn.Module, prefix: str) -> list[tuple[str, Tensor]]:
+    """The weights below ``prefix`` that are there: a tower all of whose levels are reduced has no child of its own."""
+    return [(name, tensor) for name, tensor in model.state_dict().items() if name.startswith(f"{prefix}.")]
+
+
 def mismatch(model: nn.Module, values: dict) -> str | None:
     """Says how the built ``model`` differs from the knob ``values``, ``None`` when it follows them."""
     head = model.bbox_head

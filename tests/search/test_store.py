@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from analysis.record import EpochRecord, TrialState
-from search.store import Store, default_url, safe_url
+from search.storage import default_url, safe_url
+from search.store import Store
 from search.study import parse
 from spaces.base import BaseFacts
 from spaces.errors import UserError
@@ -171,8 +172,8 @@ def killed_at(store, monkeypatch, write):
         monkeypatch.setattr(store._storage, name, counted(getattr(store._storage, name)))
 
 
-def every_kill(folder, monkeypatch, prepare, act):
-    """Yields the folder of a store for each moment at which ``act`` can be killed, until it comes to its end."""
+def every_kill(folder, monkeypatch, prepare, act, writes=3):
+    """Yields the folder of a store for each moment at which ``act`` can be killed, until it comes to its end after ``writes`` or more."""
     for write in range(60):
         place = folder / str(write)
         place.mkdir()
@@ -185,7 +186,7 @@ def every_kill(folder, monkeypatch, prepare, act):
             except Killed:
                 yield place
             else:
-                assert write > 2, "nothing was killed"
+                assert write >= writes, "nothing was killed"
                 return
     raise AssertionError("never came to an end")
 
@@ -196,20 +197,17 @@ def test_a_proposal_that_is_killed_anywhere_is_made_again(tmp_path, monkeypatch)
     store = open_store(undisturbed)
     store.propose_baseline(SPACE)
     expected = store.propose(SPACE).knobs
-    places = 0
-    for place in every_kill(tmp_path, monkeypatch, lambda s: s.propose_baseline(SPACE), lambda s: s.propose(SPACE)):
+    # One write: a proposal is there whole or not at all.
+    for place in every_kill(tmp_path, monkeypatch, lambda s: s.propose_baseline(SPACE), lambda s: s.propose(SPACE), 1):
         again = open_store(place)
         assert [record.number for record in again.records()] == [0]
         assert again.propose(SPACE).knobs == expected
-        cut = [trial for trial in in_optuna(place) if "headway:number" not in trial.user_attrs]
-        assert all(trial.state is OptunaState.FAIL for trial in cut)
+        assert len(in_optuna(place)) == 2
         assert [record.number for record in again.records()] == [0, 1]
-        places += 1
-    assert places > 5
 
 
 def test_the_baseline_that_is_killed_anywhere_is_made_again(tmp_path, monkeypatch):
-    for place in every_kill(tmp_path, monkeypatch, lambda s: None, lambda s: s.propose_baseline(SPACE)):
+    for place in every_kill(tmp_path, monkeypatch, lambda s: None, lambda s: s.propose_baseline(SPACE), 1):
         again = open_store(place)
         assert again.records() == []
         assert again.propose_baseline(SPACE).number == 0
@@ -476,7 +474,7 @@ def test_records_are_json(tmp_path):
 
 def test_a_look_at_a_storage_that_is_being_made_does_not_break_the_run(tmp_path):
     """Each of four processes opens the same new SQLite file; Optuna alone lets some of them fail."""
-    code = "import sys; from search.store import _open_storage; _open_storage(sys.argv[1])"
+    code = "import sys; from search.storage import open_storage; open_storage(sys.argv[1])"
     for attempt in range(2):
         url = f"sqlite:///{tmp_path / f'{attempt}.db'}"
         processes = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(4)]

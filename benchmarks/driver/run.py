@@ -1,0 +1,454 @@
+"""Measures what the driver itself costs a trial: proposing, deciding, recording, logging, drawing.
+
+    python benchmarks/driver/run.py search --trials 5000 --work FOLDER --out results/NAME.jsonl
+    python benchmarks/driver/run.py alone --like results/NAME.jsonl --out results/NAME_alone.jsonl
+    python benchmarks/driver/run.py table results/NAME.jsonl [results/NAME_alone.jsonl]
+    python benchmarks/driver/run.py plot results/NAME.jsonl [results/NAME_alone.jsonl] --out results/NAME.png
+
+``search`` runs the parts of ``headway run`` as they are (conductor, store in SQLite, tracker with MLflow in SQLite, plots,
+progress), all but Ray and the training: trials answer at once from a formula. So all the time that passes is the driver's.
+``alone`` tells the same number of trials, ending in the same states, to a plain Optuna study in memory with the same
+sampler: what the library itself costs. Each leaves one JSON line a trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+if not os.environ.get("PYTHONPATH"):
+    sys.path.insert(0, str(HERE.parents[1]))
+
+import optuna  # noqa: E402
+import psutil  # noqa: E402
+
+from analysis.record import TrialState  # noqa: E402
+from search.conductor import Conductor, Pause  # noqa: E402
+from search.sampler import make_sampler  # noqa: E402
+from search.study import Study, parse  # noqa: E402
+from spaces.space import Space  # noqa: E402
+from trainers.contract import DataRequest, TrialReport, TrialRequest  # noqa: E402
+
+PARTS = {
+    "suggest": "the sampler and what is around it, without its writes",
+    "decide": "the conductor: rungs, constraints, what comes next",
+    "store": "the study's database",
+    "track": "a trial's run in MLflow",
+    "draw": "plots, tables and the study's run in MLflow, at most every 15 s",
+    "print": "progress lines",
+}
+EPOCHS = 9
+_SECONDS = 60.0  # an epoch's, in simulated time
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+_AT = (10, 100, 1000, 5000)
+
+
+def study_file(trials: int, sampler: str) -> Study:
+    """The study: three families on the smallest base, some 3e10 designs."""
+    return parse(
+        {
+            "name": "driver",
+            "base": "headway::gfl_tiny",
+            "data": {"digits": {}, "size": [96, 96]},
+            "space": {"slimhead": {}, "dcn": {}, "ddod": {}},
+            "budget": {"trials": trials, "epochs": EPOCHS},
+            "rungs": {"first": 1, "factor": 3},
+            "sampler": {"name": sampler},
+        },
+        "driver.yaml",
+    )
+
+
+def figures(knobs: Mapping[str, Any]) -> tuple[float, float]:
+    """Latency ratio and final accuracy of a design, in closed form: what makes it slower makes it better, by halves."""
+    slimmed = len(knobs.get("slimhead.levels", ())) * (1 - knobs.get("slimhead.ratio", 1.0))
+    layers = len(knobs.get("dcn.placement", ()))
+    off = abs(knobs.get("ddod.alpha_cls", 0.7) - 0.8) + abs(knobs.get("ddod.alpha_reg", 0.6) - 0.5)
+    training = 0.01 * (knobs.get("ddod.reweight") == "interpolate") - 0.02 * off
+    training -= 0.001 * abs(knobs.get("ddod.topk", 7) - 9)
+    ratio = 1 - 0.15 * slimmed + 0.04 * layers * (2 if knobs.get("dcn.version") == 2 else 1)
+    return ratio, 0.40 - 0.02 * slimmed**1.5 + 0.008 * layers + training
+
+
+def reports(request: TrialRequest) -> Iterator[TrialReport]:
+    """What a detector would report."""
+    ratio, accuracy = figures(request.knobs)
+    yield TrialReport(phase="counted", epoch=0, metrics={"gmacs": 10 * ratio, "head_gmacs": 5 * ratio, "params_m": 2.0})
+    if request.speed is not None:
+        timed = {"latency_ratio": ratio, "latency_ratio_q1": 0.98 * ratio, "latency_ratio_q3": 1.02 * ratio}
+        yield TrialReport(phase="timed", epoch=0, metrics={**timed, "reference_ms": 20.0}, seconds=5.0)
+    for epoch in range(1, request.epochs + 1):
+        reached = accuracy * (1 - math.exp(-epoch / 3))
+        sizes = {f"bbox_mAP_{name}": reached * share for name, share in (("50", 1.5), ("75", 0.9), ("s", 0.5))}
+        metrics = {"bbox_mAP": reached, **sizes, "loss": 1 / epoch}
+        yield TrialReport(phase="epoch", epoch=epoch, metrics=metrics, seconds=5.0 + _SECONDS * epoch)
+    attrs = {"seed": request.seed, "device": "cpu", "checkpoint": f"epoch_{EPOCHS}.pth"}
+    yield TrialReport(phase="done", epoch=EPOCHS, metrics={}, seconds=5.0 + _SECONDS * EPOCHS, attrs=attrs)
+
+
+class Stopwatch:
+    """Gives each moment to the innermost part that is at work, in wall time and in this process's CPU time."""
+
+    def __init__(self) -> None:
+        self._stack: list[str] = []
+        self._seen = (time.perf_counter(), time.process_time())
+        self.wall: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self.cpu: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+
+    def _book(self) -> None:
+        now = (time.perf_counter(), time.process_time())
+        if self._stack:
+            self.wall[self._stack[-1]] += now[0] - self._seen[0]
+            self.cpu[self._stack[-1]] += now[1] - self._seen[1]
+        self._seen = now
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Gives the time inside to ``name``."""
+        self._book()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._book()
+            self._stack.pop()
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Gives the time of each call to ``name``."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    def watch(self, owner: Any, names: Iterable[str], part: str) -> None:
+        """Replaces methods of an object or a class by ones that are timed."""
+        for name in names:
+            setattr(owner, name, self.timed(part, getattr(owner, name)))
+
+    def taken(self) -> dict[str, dict[str, float]]:
+        """Gives the times since the last call."""
+        told = {"wall": {k: round(v, 6) for k, v in self.wall.items()}, "cpu": {k: round(v, 6) for k, v in self.cpu.items()}}
+        self.wall, self.cpu = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+        return told
+
+
+def _methods(kind: type) -> list[str]:
+    return [name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
+
+
+def search(trials: int, sampler: str, work: Path, out: Path) -> None:
+    """Runs a study of so many trials through the whole path, two trials side by side."""
+    from optuna.storages import BaseStorage, RDBStorage
+
+    from search import engine
+    from search.progress import Progress
+    from search.store import Store
+    from search.tracking import Tracker, default_uri
+
+    study = study_file(trials, sampler)
+    space = engine.prepare_space(study)
+    watch = Stopwatch()
+    clock = _Clock()
+    work.mkdir(parents=True)
+    watch.watch(RDBStorage, _methods(BaseStorage), "store")
+    store = Store.create(work, study)
+    watch.watch(store, [name for name in _methods(Store) if name not in ("create", "read", "propose")], "store")
+    watch.watch(store, ["propose"], "suggest")
+    tracker = Tracker.open(
+        uri=default_uri(work),
+        experiment=study.name,
+        study=study.name,
+        study_folder=work,
+        params=study.dump(),
+        objectives=study.objective_records,
+    )
+    drawn: list[float] = []
+    plots = engine._Throttled(lambda: _draw(watch, drawn, tracker, store))
+    with open(os.devnull, "w") as nowhere, out.open("w", encoding="utf-8") as lines:
+        conductor = Conductor(
+            study,
+            space,
+            store,
+            folder=work,
+            data=DataRequest(
+                train_annotations="", train_images="", val_annotations="", val_images="", classes=("a",), size=(96, 96)
+            ),
+            device="cpu",
+            speed_device="cpu",
+            threads=1,
+            concurrent=2,
+            listeners=(
+                watch.timed("track", tracker.trial),
+                watch.timed("print", Progress(study, 0, nowhere)),
+                watch.timed("draw", plots),
+            ),
+        )
+        told = {"kind": "search", "trials": trials, "sampler": study.sampler.model_dump(mode="json"), **machine()}
+        print(json.dumps(told), file=lines, flush=True)
+        began = time.perf_counter()
+        _loop(conductor, clock, watch, lines, began, work)
+        with watch.part("draw"):
+            engine.write_pages(work, study, store.records())
+        with watch.part("track"):
+            tracker.close("FINISHED")
+        closing = watch.taken()
+        states = [record.state.value for record in store.records()]
+        end = {
+            "end": {
+                "seconds": round(time.perf_counter() - began, 3),
+                "closing": closing["wall"],
+                "drawings": len(drawn),
+                "last_drawing_seconds": round(drawn[-1], 3) if drawn else None,
+                "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+                "states": {state: states.count(state) for state in dict.fromkeys(states)},
+            }
+        }
+        print(json.dumps(end), file=lines, flush=True)
+
+
+def _draw(watch: Stopwatch, drawn: list[float], tracker: Any, store: Any) -> None:
+    began = time.perf_counter()
+    tracker.study(store.records())
+    drawn.append(time.perf_counter() - began)
+
+
+class _Clock:
+    """Simulated seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _loop(conductor: Conductor, clock: _Clock, watch: Stopwatch, lines: Any, began: float, work: Path) -> None:
+    running: deque[tuple[TrialRequest, Iterator[TrialReport]]] = deque()
+    spent: dict[int, list[dict[str, dict[str, float]]]] = {}
+    process = psutil.Process()
+    while True:
+        while True:
+            with watch.part("decide"):
+                request = conductor.next()
+            taken = watch.taken()
+            if isinstance(request, Pause):
+                break
+            spent[request.number] = [taken]
+            running.append((request, reports(request)))
+        if not running:
+            return
+        request, rest = running.popleft()
+        report = next(rest)
+        clock.now += _SECONDS / 2 if report.phase == "epoch" else 1.0
+        with watch.part("decide"):
+            goes_on = conductor.report(request.number, report)
+        spent[request.number].append(watch.taken())
+        if goes_on:
+            running.append((request, rest))
+            continue
+        record = conductor.store.record(request.number)
+        watch.taken()
+        parts = spent.pop(request.number)
+        line = {
+            "trial": request.number,
+            "state": record.state.value,
+            "reports": len(parts) - 1,
+            "wall": _sum(part["wall"] for part in parts),
+            "cpu": _sum(part["cpu"] for part in parts),
+            "elapsed": round(time.perf_counter() - began, 3),
+            "rss_mb": round(process.memory_info().rss / 2**20, 1),
+            "written_mb": round(process.io_counters().write_chars / 2**20, 3),
+        }
+        print(json.dumps(line), file=lines, flush=True)
+
+
+def _sum(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total = dict.fromkeys(PARTS, 0.0)
+    for part in parts:
+        for name, value in part.items():
+            total[name] += value
+    return {name: round(value, 6) for name, value in total.items()}
+
+
+def alone(like: Path, out: Path) -> None:
+    """Tells as many trials, in the same states, to a plain study in memory with one sampler of the same settings."""
+    from search import engine
+
+    head, rows, _ = read(like)
+    states = {row["trial"]: row["state"] for row in rows}
+    study = study_file(head["trials"], head["sampler"]["name"])
+    space: Space = engine.prepare_space(study)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = make_sampler(study.sampler, study.seed, 0)
+    plain = optuna.create_study(directions=[item.direction for item in study.objectives], sampler=sampler)
+    process = psutil.Process()
+    with out.open("w", encoding="utf-8") as lines:
+        print(json.dumps({**head, "kind": "alone", **machine()}), file=lines, flush=True)
+        began = time.perf_counter()
+        for number in range(len(states)):
+            wall, cpu = time.perf_counter(), time.process_time()
+            trial = plain.ask()
+            ratio, accuracy = figures(space.suggest(trial))
+            if states[number] == TrialState.COMPLETE.value:
+                plain.tell(trial, [accuracy, 20 * ratio])
+            else:
+                plain.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            line = {
+                "trial": number,
+                "state": states[number],
+                "wall": {"suggest": round(time.perf_counter() - wall, 6)},
+                "cpu": {"suggest": round(time.process_time() - cpu, 6)},
+                "elapsed": round(time.perf_counter() - began, 3),
+                "rss_mb": round(process.memory_info().rss / 2**20, 1),
+            }
+            print(json.dumps(line), file=lines, flush=True)
+        peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        end = {"seconds": round(time.perf_counter() - began, 3), "peak_mb": peak}
+        print(json.dumps({"end": end}), file=lines, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "versions": {name: version(name) for name in ("optuna", "mlflow", "sqlalchemy", "matplotlib", "plotly")},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+# --- What it says ----------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """Gives the head, the trials by number, and the end of a result file; of a run that goes on an empty end."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = sorted((line for line in lines[1:] if "trial" in line), key=lambda row: row["trial"])
+    return lines[0], rows, next((line["end"] for line in lines if "end" in line), {})
+
+
+def window(rows: Sequence[Mapping[str, Any]], at: int) -> Sequence[Mapping[str, Any]]:
+    """The trials up to the ``at``-th that stand for it: half of them, at most 100."""
+    return rows[at - min(at // 2, 100) : at]
+
+
+def _median(rows: Sequence[Mapping[str, Any]], clock: str, part: str) -> float:
+    """Milliseconds a trial; drawing, which few trials meet, by the mean."""
+    values = [1000 * row[clock][part] for row in rows]
+    return statistics.fmean(values) if part == "draw" else statistics.median(values)
+
+
+def _total(rows: Sequence[Mapping[str, Any]], clock: str) -> float:
+    return statistics.median(1000 * (sum(row[clock].values()) - row[clock].get("draw", 0.0)) for row in rows)
+
+
+def table(path: Path, beside: Path | None) -> str:
+    """Gives the markdown table: milliseconds a trial, wall and CPU, by part."""
+    _, rows, end = read(path)
+    plain = read(beside)[1] if beside else []
+    head = ["trials", "clock", *PARTS, "all but drawing", "sampler alone", "memory, MB", "written a trial, MB"]
+    lines = [head, ["---"] * len(head)]
+    for at in [*(at for at in _AT if at < len(rows)), len(rows)]:
+        some = window(rows, at)
+        first, last = some[0]["written_mb"], some[-1]["written_mb"]
+        for clock in ("wall", "cpu"):
+            cells = [str(at), clock, *(f"{_median(some, clock, part):.1f}" for part in PARTS)]
+            cells.append(f"{_total(some, clock):.1f}")
+            cells.append(f"{_median(window(plain, at), clock, 'suggest'):.1f}" if len(plain) >= at else "")
+            cells += [f"{some[-1]['rss_mb']:.0f}", f"{(last - first) / max(1, len(some) - 1):.2f}"]
+            lines.append(cells)
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{text}\n\n{json.dumps(end)}"
+
+
+def plot(path: Path, beside: Path | None, out: Path) -> None:
+    """Draws the running median of the time a trial against the number of trials, and memory below it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    _, rows, end = read(path)
+    picture = Figure(figsize=(12, 9), dpi=130)
+    FigureCanvasAgg(picture)
+    above, below = picture.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
+    step = max(1, len(rows) // 400)
+    places = range(step, len(rows) + 1, step)
+
+    def line(values: Callable[[Sequence[Mapping[str, Any]]], float], of: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+        shown = [at for at in places if 10 <= at <= len(of)]
+        return shown, [values(window(of, at)) for at in shown]
+
+    above.plot(*line(lambda some: _total(some, "wall"), rows), color="#222222", linewidth=2.4, label="all but drawing")
+    for colour, part in zip(_COLOURS, PARTS):
+        name = f"{part} (mean)" if part == "draw" else part
+        above.plot(*line(lambda some, part=part: _median(some, "wall", part), rows), color=colour, label=name)
+    if beside:
+        plain = read(beside)[1]
+        look = {"color": _COLOURS[0], "linestyle": "--", "label": "Optuna's sampler alone, in memory"}
+        above.plot(*line(lambda some: _median(some, "wall", "suggest"), plain), **look)
+    above.set_ylabel("ms a trial, running median of 100")
+    above.set_title(f"The driver's time a trial, {len(rows):,} trials", loc="left", weight="bold")
+    below.plot(*line(lambda some: some[-1]["rss_mb"], rows), color="#222222", label="resident memory (MB)")
+    if beside:
+        below.plot(*line(lambda some: some[-1]["rss_mb"], plain), color=_COLOURS[0], linestyle="--", label="alone (MB)")
+    below.set_ylabel("MB")
+    below.set_xlabel("trials" + (f"; peak memory {end['peak_mb']:,.0f} MB" if end else ""))
+    for axes in (above, below):
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#E4E4E4")
+        axes.legend(loc="upper left", fontsize=9, ncols=2)
+    picture.tight_layout()
+    picture.savefig(out)
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("search", help="the whole path")
+    one.add_argument("--trials", type=int, default=5000)
+    one.add_argument("--sampler", default="tpe")
+    one.add_argument("--work", type=Path, required=True, help="a new folder, outside the repository")
+    one.add_argument("--out", type=Path, required=True)
+    two = commands.add_parser("alone", help="the library's sampler alone")
+    two.add_argument("--like", type=Path, required=True, help="a result of search")
+    two.add_argument("--out", type=Path, required=True)
+    for name in ("table", "plot"):
+        three = commands.add_parser(name)
+        three.add_argument("result", type=Path)
+        three.add_argument("alone", type=Path, nargs="?")
+        if name == "plot":
+            three.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    if options.command == "search":
+        search(options.trials, options.sampler, options.work, options.out)
+    elif options.command == "alone":
+        alone(options.like, options.out)
+    elif options.command == "table":
+        print(table(options.result, options.alone))
+    else:
+        plot(options.result, options.alone, options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

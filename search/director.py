@@ -1,0 +1,27 @@
+"""What runs trials asks of whoever decides about them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from search.conductor import Pause
+from trainers.contract import TrialReport, TrialRequest
+
+
+class Director(Protocol):
+    """Decides what runs and what stops: a ``Conductor``, or a ``Confirmation``.
+
+    Attributes:
+        concurrent: Most trials side by side.
+    """
+
+    concurrent: int
+
+    def next(self) -> TrialRequest | Pause:
+        """Gives the next trial to run; its ``number`` is what its reports go by."""
+
+    def report(self, number: int, report: TrialReport) -> bool:
+        """Takes a report; returns whether the trial goes on."""
+
+    def died(self, number: int, reason: str, traceback: str | None = None) -> None:
+        """Takes the news that a trial cannot give a result; ignored where it has ended."""

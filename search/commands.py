@@ -58,6 +58,7 @@ def _run(path: Path, options: argparse.Namespace, *, address: str | None, extend
         _emit({**tables.summary(outcome.records, study, root / study.name), "front": rows})
     else:
         tables.print_front(rows, outcome.records, study)
+        tables.print_saved(outcome.records, study)
         if outcome.note:
             print(f"Ended early: {outcome.note}.")
         name = f"{study.name} --studies {options.studies}" if options.studies else study.name

@@ -78,7 +78,7 @@ class Conductor:
         self._seconds_before = store.seconds_run
         # Trial 0 reports the shared warm start when it is on disk; in a later process once more, as it may have gone.
         first = store.records()[:1]
-        self._warm_is_there = study.weights.from_ != "baseline" or any(record.state.finished for record in first)
+        self._warm_is_there = study.warm_epochs is None or any(record.state.finished for record in first)
         self.exhausted = False
         self.out_of_time = False
 
@@ -211,10 +211,8 @@ class Conductor:
         )
 
     def _warm_request(self) -> WarmRequest | None:
-        weights = self.study.weights
-        if weights.from_ != "baseline":
-            return None
-        return WarmRequest(folder=str(self._folder / "warm"), epochs=weights.epochs or self.study.budget.epochs)
+        epochs = self.study.warm_epochs
+        return None if epochs is None else WarmRequest(folder=str(self._folder / "warm"), epochs=epochs)
 
     def _warm(self, number: int, report: TrialReport, seconds: float) -> bool:
         attrs = {"warm_epoch": report.epoch, **report.attrs}

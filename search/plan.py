@@ -40,6 +40,7 @@ class Plan:
         corners: The baseline first; all designs where the study file lists them.
         seconds_per_trial: Estimated wall time of a whole trial of the baseline, from a few real training steps.
             ``None``, like ``hours_at_most`` and ``data``, while the paths of the data are still to be filled in.
+        warm_seconds: Estimated wall time of the shared warm start; ``None`` without one, too.
         hours_at_most: Estimated wall time of the study if no trial were stopped at a rung.
         concurrent: Trials side by side that the estimate assumes.
         data: Report of the data check.
@@ -52,6 +53,7 @@ class Plan:
     space_size: float | None
     corners: list[Corner]
     seconds_per_trial: float | None
+    warm_seconds: float | None
     hours_at_most: float | None
     concurrent: int
     data: DataReport | None
@@ -66,6 +68,7 @@ class Plan:
             "space_size": self.space_size,
             "corners": [vars(corner) for corner in self.corners],
             "seconds_per_trial": self.seconds_per_trial,
+            "warm_seconds": self.warm_seconds,
             "hours_at_most": self.hours_at_most,
             "concurrent": self.concurrent,
             "data": self.data.to_json() if self.data else None,
@@ -88,6 +91,12 @@ class Plan:
             space,
             f"Budget: {study.budget.trials} trials of {study.budget.epochs} epochs; rungs after epochs: {rungs}.",
         ]
+        if study.warm_epochs is not None:
+            long = "" if self.warm_seconds is None else f", about {self.warm_seconds / 60:.1f} min"
+            lines.append(
+                f"Warm start: the base is trained once for {study.warm_epochs} epochs{long}; every trial continues "
+                "from there."
+            )
         if self.seconds_per_trial is not None:
             lines.append(
                 f"Time: about {self.seconds_per_trial / 60:.1f} min a trial, at most {self.hours_at_most:.2f} h in all "
@@ -118,7 +127,7 @@ def make_plan(study: Study) -> Plan:
     else:
         data, report, space = prepare(study)
 
-    from trainers.estimate import count_design, local_hardware, seconds_per_trial
+    from trainers.estimate import START_SECONDS, count_design, local_hardware, seconds_per_epoch
     from trainers.profile import count_patched
 
     share = divide(study.resources, *local_hardware())
@@ -127,7 +136,7 @@ def make_plan(study: Study) -> Plan:
         designs += [(named.name, named.knobs) for named in listed(study, space)]
     else:
         designs += [(None, design) for design in _corners(space)]
-    seconds = None
+    seconds, warm = None, None
     if data is None:
         classes = len(study.data.classes) if study.data.classes else None
         counted = [
@@ -153,7 +162,9 @@ def make_plan(study: Study) -> Plan:
                 count_size=study.speed_size,
             )
             counted = [count_design(request, unlearned(design)) for _, design in designs]
-            seconds = seconds_per_trial(request)
+            epoch = seconds_per_epoch(request)
+            seconds = START_SECONDS + study.budget.epochs * epoch
+            warm = None if study.warm_epochs is None else study.warm_epochs * epoch
     constraints = [Constraint.parse(text) for text in study.constraints]
     corners = []
     for (name, design), metrics in zip(designs, counted, strict=True):
@@ -176,7 +187,11 @@ def make_plan(study: Study) -> Plan:
         space_size=None if size == float("inf") else size,
         corners=corners,
         seconds_per_trial=seconds,
-        hours_at_most=None if seconds is None else seconds * study.budget.trials / share.concurrent / 3600,
+        warm_seconds=warm,
+        # No other trial starts before the warm start is there.
+        hours_at_most=None
+        if seconds is None
+        else (seconds * study.budget.trials / share.concurrent + (warm or 0.0)) / 3600,
         concurrent=share.concurrent,
         data=report,
         excluded=space.excluded(),

@@ -25,6 +25,7 @@ class Progress:
         self._trained: dict[int, float] = {}  # trial -> share of its epochs, a trial that ended counting as 1
         self._before: dict[int, float] = {}
         self._last: dict[int, TrialRecord] = {}
+        self._warming = 0.0  # seconds of this start that went into the shared warm start, and into no trial's epochs
 
     def __call__(self, record: TrialRecord) -> None:
         """Prints the event that made ``record``."""
@@ -40,10 +41,13 @@ class Progress:
             self.say(f"trial {record.number:>3}  {_ending(record)}")
         elif before is None:
             self._before[record.number] = epochs / self._study.budget.epochs
-            self.say(f"trial {record.number:>3}  {'continues' if epochs else 'starts'}: {describe(record)}")
+            begun = epochs or record.attrs.get("warm_epoch")
+            self.say(f"trial {record.number:>3}  {'continues' if begun else 'starts'}: {describe(record)}")
         elif record.attrs.get("warm_epoch") and record.attrs.get("warm_epoch") != before.attrs.get("warm_epoch"):
-            told = f"AP {100 * record.metrics.get('warm_bbox_mAP', 0.0):.1f} %"
-            self.say(f"trial {record.number:>3}  shared warm start, epoch {record.attrs['warm_epoch']}  {told}")
+            self._warming = time.monotonic() - self._began
+            at = f"{record.attrs['warm_epoch']}/{self._study.warm_epochs}"
+            reached = f"AP {100 * record.metrics.get('warm_bbox_mAP', 0.0):.1f} %"
+            self.say(f"trial {record.number:>3}  shared warm start, epoch {at}  {reached}")
         elif record.sweep:
             self.say(f"trial {record.number:>3}  measured: {_setting(record)}")
         elif epochs > len(before.curve):
@@ -62,7 +66,8 @@ class Progress:
         done_here = sum(share - self._before.get(number, 0.0) for number, share in self._trained.items())
         under_way = sum(share for share in self._trained.values() if share < 1)
         if done_here >= 0.5 and self._done < total:
-            left = f", about {clock(seconds / done_here * (total - self._done - under_way))} left"
+            a_trial = (seconds - self._warming) / done_here
+            left = f", about {clock(a_trial * (total - self._done - under_way))} left"
         print(f"[{clock(seconds)}  {self._done}/{total} trials{left}] {text}", file=self._stream, flush=True)
 
 

@@ -316,6 +316,11 @@ class Study(_Section):
         return tuple(epoch for epoch in epochs if epoch < self.budget.epochs)
 
     @property
+    def warm_epochs(self) -> int | None:
+        """Epochs of the shared warm start, ``None`` without one."""
+        return (self.weights.epochs or self.budget.epochs) if self.weights.from_ == "baseline" else None
+
+    @property
     def speed_size(self) -> tuple[int, int]:
         """Height and width in px of the input that is timed and counted."""
         if self.speed.size is not None:

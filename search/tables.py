@@ -15,6 +15,7 @@ from rich.table import Table
 from analysis.labels import axis, short
 from analysis.pareto import default_reference, front_rows, hypervolume
 from analysis.record import TrialRecord, TrialState
+from analysis.savings import Saving, savings
 from search.study import Study
 
 if TYPE_CHECKING:
@@ -57,7 +58,37 @@ def summary(records: Sequence[TrialRecord], study: Study, folder: Path) -> dict[
         "budget": study.budget.model_dump(),
         "compute_hours": sum(record.compute_hours for record in records),
         "hypervolume": volume,
+        "warm": _warm(records, study),
+        "saved": {saving.what: saving.to_json() for saving in saved(records, study)},
         "trials": trials,
+    }
+
+
+def saved(records: Sequence[TrialRecord], study: Study) -> list[Saving]:
+    """What the study did not pay for."""
+    return savings(records, study.objective_records, epochs=study.budget.epochs, warm_epochs=study.warm_epochs)
+
+
+def print_saved(records: Sequence[TrialRecord], study: Study) -> None:
+    """Prints what the study did not pay for, if anything."""
+    found = saved(records, study)
+    if found:
+        console = _console()
+        console.print("Saved (hours are estimates, from what an epoch of the same trial took):")
+        for saving in found:
+            console.print(f"  {saving}", markup=False, highlight=False)
+
+
+def _warm(records: Sequence[TrialRecord], study: Study) -> dict[str, Any] | None:
+    """Where the shared warm start stands, ``None`` without one."""
+    if study.warm_epochs is None:
+        return None
+    attrs, metrics = (records[0].attrs, records[0].metrics) if records else ({}, {})
+    return {
+        "epochs": study.warm_epochs,
+        "epoch": attrs.get("warm_epoch", 0),
+        "hours": attrs["warm_seconds"] / 3600 if "warm_seconds" in attrs else None,
+        "bbox_mAP": metrics.get("warm_bbox_mAP"),
     }
 
 
@@ -163,18 +194,25 @@ def print_status(found: Mapping[str, Any], records: Sequence[TrialRecord], study
     states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
     console.print(f"{study.name} in {found['folder']}: {states or 'no trials'} (budget {study.budget.trials}).")
     console.print(f"{found['compute_hours']:.2f} compute hours.")
+    warm = found["warm"]
+    if warm and warm["epoch"]:
+        reached = f", AP {100 * warm['bbox_mAP']:.1f} %" if warm["bbox_mAP"] is not None else ""
+        console.print(f"Shared warm start: epoch {warm['epoch']}/{warm['epochs']}{reached}, {warm['hours']:.2f} h.")
     for record in records:
         if record.state is TrialState.RUNNING:
             minutes = (time.time() - (record.started or time.time())) / 60
+            warming = warm and record.baseline and warm["epoch"] < warm["epochs"]
+            where = "in the shared warm start" if warming else f"epoch {len(record.curve)}/{study.budget.epochs}"
             console.print(
-                f"  trial {record.number} RUNNING since {minutes:.0f} min, "
-                f"epoch {len(record.curve)}/{study.budget.epochs}: {_named(record.attrs, short(record.knobs))}",
+                f"  trial {record.number} RUNNING since {minutes:.0f} min, {where}: "
+                f"{_named(record.attrs, short(record.knobs))}",
                 markup=False,
             )
     for record in records:
         if record.reason:
             name = f" ({record.attrs['name']})" if record.attrs.get("name") else ""
             console.print(f"  trial {record.number}{name} {record.state.value}: {record.reason}", markup=False)
+    print_saved(records, study)
 
 
 def print_families(found: Sequence[Mapping[str, Any]]) -> None:

@@ -40,8 +40,10 @@ def count_design(request: TrialRequest, knobs: Mapping[str, Any]) -> dict[str, f
     return cost.count(build_model(config, request.seed), request.count_size).to_metrics()
 
 
-def seconds_per_trial(request: TrialRequest) -> float:
-    """Estimates the wall time of a whole trial from a few training and validation steps after one to warm up.
+def seconds_per_epoch(request: TrialRequest) -> float:
+    """Estimates the wall time of an epoch from a few training and validation steps after one to warm up.
+
+    A trial takes ``START_SECONDS`` more than its epochs.
 
     Args:
         request: The trial; its folder is written to.
@@ -65,7 +67,7 @@ def seconds_per_trial(request: TrialRequest) -> float:
             check = _seconds(model.val_step, val)
     finally:
         runner.close()
-    return START_SECONDS + request.epochs * (step * len(train) + check * len(val))
+    return step * len(train) + check * len(val)
 
 
 def _seconds(act: Any, loader: Any) -> float:

@@ -38,17 +38,13 @@ def report(trial: TrialRequest, meta: Mapping[str, Any], seconds: float) -> Tria
         seconds: Of this start.
 
     Returns:
-        A report of the phase ``warm``; the last epoch's has ``warm_epochs`` in ``attrs``.
+        A report of the phase ``warm``; the last epoch's has ``warm_epochs`` and ``warm_metrics`` in ``attrs``.
     """
     assert trial.warm is not None
+    metrics = dict(meta["metrics"])
     last = meta["epoch"] >= trial.warm.epochs
-    return TrialReport(
-        phase="warm",
-        epoch=meta["epoch"],
-        metrics=dict(meta["metrics"]),
-        seconds=seconds,
-        attrs={"warm_epochs": trial.warm.epochs} if last else {},
-    )
+    attrs = {"warm_epochs": trial.warm.epochs, "warm_metrics": metrics} if last else {}
+    return TrialReport(phase="warm", epoch=meta["epoch"], metrics=metrics, seconds=seconds, attrs=attrs)
 
 
 def finished(trial: TrialRequest) -> dict[str, Any] | None:

@@ -44,7 +44,9 @@ _UNIT_PATTERNS = (
     (r"loss.*|.*_loss", "mean of the last epoch"),
 )
 # Settings of a study that say how a figure came about; its store and tracking server are nobody else's business.
-_TOLD = ("name", "base", "space", "objectives", "constraints", "budget", "rungs", "training", "speed", "seed")
+_TOLD = (
+    "name", "base", "space", "objectives", "constraints", "budget", "rungs", "weights", "training", "speed", "seed",
+)  # fmt: skip
 _FOLDERS = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?[/\\](?=\S)(?:[^\s/\\'\"]+[/\\])*")
 
 
@@ -104,6 +106,12 @@ def make_receipt(
                 "speed_device": attrs.get("speed_device"),
                 "speed_threads": attrs.get("speed_threads"),
                 "backbone": attrs.get("backbone"),
+                # Share of the parameters, 0 to 1, by where they were taken from; the last of them counts.
+                "copied": {
+                    source: attrs[f"copied_from_{source}"]
+                    for source in ("base", "weights", "learned")
+                    if f"copied_from_{source}" in attrs
+                },
             },
             "exported": {
                 "versions": dict(versions),

@@ -24,7 +24,6 @@ import resource
 import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,11 @@ import psutil  # noqa: E402
 from analysis.record import TrialState  # noqa: E402
 from search.conductor import Conductor, Pause  # noqa: E402
 from search.sampler import make_sampler  # noqa: E402
+from search.simulate import Clock, simulate  # noqa: E402
 from search.study import Study, parse  # noqa: E402
 from spaces.space import Space  # noqa: E402
 from trainers.contract import DataRequest, TrialReport, TrialRequest  # noqa: E402
+from trainers.replay import Step  # noqa: E402
 
 PARTS = {
     "suggest": "the sampler and what is around it, without its writes",
@@ -52,7 +53,6 @@ PARTS = {
     "print": "progress lines",
 }
 EPOCHS = 9
-_SECONDS = 60.0  # an epoch's, in simulated time
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 _AT = (10, 100, 1000, 5000)
 
@@ -84,20 +84,22 @@ def figures(knobs: Mapping[str, Any]) -> tuple[float, float]:
     return ratio, 0.40 - 0.02 * slimmed**1.5 + 0.008 * layers + training
 
 
-def reports(request: TrialRequest) -> Iterator[TrialReport]:
-    """What a detector would report."""
+def steps(request: TrialRequest) -> Iterator[Step]:
+    """What a detector would report, in simulated time."""
     ratio, accuracy = figures(request.knobs)
-    yield TrialReport(phase="counted", epoch=0, metrics={"gmacs": 10 * ratio, "head_gmacs": 5 * ratio, "params_m": 2.0})
+    counted = {"gmacs": 10 * ratio, "head_gmacs": 5 * ratio, "params_m": 2.0}
+    yield Step(2.0, TrialReport(phase="counted", epoch=0, metrics=counted))
     if request.speed is not None:
         timed = {"latency_ratio": ratio, "latency_ratio_q1": 0.98 * ratio, "latency_ratio_q3": 1.02 * ratio}
-        yield TrialReport(phase="timed", epoch=0, metrics={**timed, "reference_ms": 20.0}, seconds=5.0)
+        yield Step(5.0, TrialReport(phase="timed", epoch=0, metrics={**timed, "reference_ms": 20.0}))
     for epoch in range(1, request.epochs + 1):
         reached = accuracy * (1 - math.exp(-epoch / 3))
         sizes = {f"bbox_mAP_{name}": reached * share for name, share in (("50", 1.5), ("75", 0.9), ("s", 0.5))}
-        metrics = {"bbox_mAP": reached, **sizes, "loss": 1 / epoch}
-        yield TrialReport(phase="epoch", epoch=epoch, metrics=metrics, seconds=5.0 + _SECONDS * epoch)
+        yield Step(
+            60.0, TrialReport(phase="epoch", epoch=epoch, metrics={"bbox_mAP": reached, **sizes, "loss": 1 / epoch})
+        )
     attrs = {"seed": request.seed, "device": "cpu", "checkpoint": f"epoch_{EPOCHS}.pth"}
-    yield TrialReport(phase="done", epoch=EPOCHS, metrics={}, seconds=5.0 + _SECONDS * EPOCHS, attrs=attrs)
+    yield Step(1.0, TrialReport(phase="done", epoch=EPOCHS, metrics={}, attrs=attrs))
 
 
 class Stopwatch:
@@ -144,7 +146,10 @@ class Stopwatch:
 
     def taken(self) -> dict[str, dict[str, float]]:
         """Gives the times since the last call."""
-        told = {"wall": {k: round(v, 6) for k, v in self.wall.items()}, "cpu": {k: round(v, 6) for k, v in self.cpu.items()}}
+        told = {
+            "wall": {k: round(v, 6) for k, v in self.wall.items()},
+            "cpu": {k: round(v, 6) for k, v in self.cpu.items()},
+        }
         self.wall, self.cpu = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
         return told
 
@@ -165,10 +170,10 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
     study = study_file(trials, sampler)
     space = engine.prepare_space(study)
     watch = Stopwatch()
-    clock = _Clock()
+    clock = Clock()
     work.mkdir(parents=True)
     watch.watch(RDBStorage, _methods(BaseStorage), "store")
-    store = Store.create(work, study)
+    store = Store.create(work, study, clock=clock)
     watch.watch(store, [name for name in _methods(Store) if name not in ("create", "read", "propose")], "store")
     watch.watch(store, ["propose"], "suggest")
     tracker = Tracker.open(
@@ -182,7 +187,7 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
     drawn: list[float] = []
     plots = engine._Throttled(lambda: _draw(watch, drawn, tracker, store))
     with open(os.devnull, "w") as nowhere, out.open("w", encoding="utf-8") as lines:
-        conductor = Conductor(
+        conductor = _Booked(
             study,
             space,
             store,
@@ -194,6 +199,7 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
             speed_device="cpu",
             threads=1,
             concurrent=2,
+            clock=clock,
             listeners=(
                 watch.timed("track", tracker.trial),
                 watch.timed("print", Progress(study, 0, nowhere)),
@@ -203,7 +209,8 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
         told = {"kind": "search", "trials": trials, "sampler": study.sampler.model_dump(mode="json"), **machine()}
         print(json.dumps(told), file=lines, flush=True)
         began = time.perf_counter()
-        _loop(conductor, clock, watch, lines, began, work)
+        conductor.book(watch, lines)
+        simulate(conductor, steps, clock)
         with watch.part("draw"):
             engine.write_pages(work, study, store.records())
         with watch.part("track"):
@@ -229,54 +236,46 @@ def _draw(watch: Stopwatch, drawn: list[float], tracker: Any, store: Any) -> Non
     drawn.append(time.perf_counter() - began)
 
 
-class _Clock:
-    """Simulated seconds."""
+class _Booked(Conductor):
+    """A conductor whose calls are timed, with a line for each trial that has ended."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def _loop(conductor: Conductor, clock: _Clock, watch: Stopwatch, lines: Any, began: float, work: Path) -> None:
-    running: deque[tuple[TrialRequest, Iterator[TrialReport]]] = deque()
-    spent: dict[int, list[dict[str, dict[str, float]]]] = {}
-    process = psutil.Process()
-    while True:
-        while True:
-            with watch.part("decide"):
-                request = conductor.next()
-            taken = watch.taken()
-            if isinstance(request, Pause):
-                break
-            spent[request.number] = [taken]
-            running.append((request, reports(request)))
-        if not running:
-            return
-        request, rest = running.popleft()
-        report = next(rest)
-        clock.now += _SECONDS / 2 if report.phase == "epoch" else 1.0
-        with watch.part("decide"):
-            goes_on = conductor.report(request.number, report)
-        spent[request.number].append(watch.taken())
-        if goes_on:
-            running.append((request, rest))
-            continue
-        record = conductor.store.record(request.number)
+    def book(self, watch: Stopwatch, lines: Any) -> None:
+        """Begins."""
+        self._watch, self._lines, self._start = watch, lines, time.perf_counter()
+        self._spent_on: dict[int, list[dict[str, dict[str, float]]]] = {}
+        self._process = psutil.Process()
         watch.taken()
-        parts = spent.pop(request.number)
+
+    def next(self) -> TrialRequest | Pause:
+        """Gives the next trial; the time goes to it, or to nobody where there is none."""
+        with self._watch.part("decide"):
+            request = super().next()
+        taken = self._watch.taken()
+        if not isinstance(request, Pause):
+            self._spent_on[request.number] = [taken]
+        return request
+
+    def report(self, number: int, report: TrialReport) -> bool:
+        """Takes a report."""
+        with self._watch.part("decide"):
+            goes_on = super().report(number, report)
+        parts = self._spent_on[number]
+        parts.append(self._watch.taken())
+        if goes_on:
+            return True
         line = {
-            "trial": request.number,
-            "state": record.state.value,
+            "trial": number,
+            "state": self.store.record(number).state.value,
             "reports": len(parts) - 1,
             "wall": _sum(part["wall"] for part in parts),
             "cpu": _sum(part["cpu"] for part in parts),
-            "elapsed": round(time.perf_counter() - began, 3),
-            "rss_mb": round(process.memory_info().rss / 2**20, 1),
-            "written_mb": round(process.io_counters().write_chars / 2**20, 3),
+            "elapsed": round(time.perf_counter() - self._start, 3),
+            "rss_mb": round(self._process.memory_info().rss / 2**20, 1),
+            "written_mb": round(self._process.io_counters().write_chars / 2**20, 3),
         }
-        print(json.dumps(line), file=lines, flush=True)
+        del self._spent_on[number]
+        print(json.dumps(line), file=self._lines, flush=True)
+        return False
 
 
 def _sum(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -393,7 +392,9 @@ def plot(path: Path, beside: Path | None, out: Path) -> None:
     step = max(1, len(rows) // 400)
     places = range(step, len(rows) + 1, step)
 
-    def line(values: Callable[[Sequence[Mapping[str, Any]]], float], of: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+    def line(
+        values: Callable[[Sequence[Mapping[str, Any]]], float], of: Sequence[Mapping[str, Any]]
+    ) -> tuple[Any, Any]:
         shown = [at for at in places if 10 <= at <= len(of)]
         return shown, [values(window(of, at)) for at in shown]
 

@@ -478,6 +478,8 @@ def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    # Of OptunaSearch, on a machine with more to do.
+    warnings.filterwarnings("ignore", message="Define-by-run function")
 
 
 def run(problem: Problem, name: str, seed: int, workers: int) -> list[Ended]:

@@ -90,8 +90,8 @@ def history(trials: Sequence[Ended], of: Problem) -> list[list[float]]:
     Returns:
         Rows (compute, wall, hypervolume, hypervolume_any), one at each end of a trial that changed one of the last two
         and one at the end of the budget. Compute is the sum over all trials of the simulated seconds that each had
-        spent by then, wall the simulated time. ``hypervolume`` is that of fully trained trials; ``hypervolume_any`` counts a
-        trial that was stopped as well, with the accuracy it had then.
+        spent by then, wall the simulated time. ``hypervolume`` is that of fully trained trials; ``hypervolume_any``
+        counts a trial that was stopped as well, with the accuracy it had then.
     """
     maximise = [item.maximize for item in of.objectives]
     members: dict[bool, list[list[float]]] = {True: [], False: []}

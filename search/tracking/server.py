@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 REACH_SECONDS = 8.0
 FAILURES = (MlflowException, OSError, SQLAlchemyError)  # requests' errors are OSErrors
 _IDENTITY = ".mlflow-study"
+_PAGE = 250  # runs
 
 
 def find_run(*, uri: str, experiment: str, study_folder: Path) -> tuple[str, str] | None:
@@ -52,7 +53,8 @@ def find_run(*, uri: str, experiment: str, study_folder: Path) -> tuple[str, str
         found = client.get_experiment_by_name(experiment)
         if found is None:
             return None
-        runs = find_runs(client, found.experiment_id, _is_parent(identity.read_text(encoding="utf-8").strip()))
+        wanted = _is_parent(identity.read_text(encoding="utf-8").strip())
+        runs = list(find_runs(client, found.experiment_id, wanted))
     except FAILURES as error:
         raise UserError(f"tracking.uri: {public_uri(uri)} cannot be read: {reason(error, uri)}") from error
     return (found.experiment_id, runs[0].info.run_id) if runs else None
@@ -120,7 +122,7 @@ def open_parent(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
     identity = path.read_text(encoding="utf-8").strip()
-    runs = find_runs(client, experiment_id, _is_parent(identity))
+    runs = list(find_runs(client, experiment_id, _is_parent(identity)))
     if runs:
         run = runs[0]
         for spare in runs[1:]:
@@ -153,16 +155,17 @@ def _is_parent(identity: str) -> str:
     return f"tags.`headway.identity` = '{identity}' and tags.`headway.role` = 'study'"
 
 
-def find_runs(client: MlflowClient, experiment_id: str, wanted: str) -> list[Run]:
-    """All runs that fit, oldest first."""
-    runs: list[Run] = []
+def find_runs(client: MlflowClient, experiment_id: str, wanted: str) -> Iterator[Run]:
+    """Reads all runs that fit, oldest first, page by page: thousands of them at once would take hundreds of MB."""
     token: str | None = None
     while True:
-        page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token)
-        runs += page
+        page = client.search_runs(
+            [experiment_id], wanted, max_results=_PAGE, order_by=["attributes.start_time ASC"], page_token=token
+        )
+        yield from page
         token = page.token
         if not token:
-            return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+            return
 
 
 def history(client: MlflowClient, run_id: str, names: Iterable[str]) -> tuple[dict[Point, float], bool]:

@@ -34,6 +34,9 @@ RETRY_SECONDS = 60.0
 _BATCH = 800  # MLflow takes at most 1,000 metrics, 100 parameters and 100 tags at once
 _COLOURS = {"baseline": "#D55E00", "true": "#0072B2", "false": "#9A9A9A"}
 _SHOWN = 3  # pictures in a run's description
+# Fingerprint of what the run of an ended trial holds. It is written last: where it stands, all else does, and a restart
+# need not read the run's series. A running trial has none, as it would be one more write an epoch.
+_MARK = "headway.record"
 _log = logging.getLogger("headway.tracking")
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -41,10 +44,21 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass
 class _Child:
-    """What is known of a child run; ``logged`` is ``None`` until its history was read."""
+    """What is known of a child run.
+
+    Attributes:
+        run_id: As MLflow names it.
+        status: As MLflow words it.
+        written: Fingerprint of the content that it holds, "" where that is not known for certain.
+        params: Its parameters.
+        tags: Its tags.
+        names: Of its series.
+        logged: Its series, ``None`` until they were read, and again once the trial has ended.
+    """
 
     run_id: str
     status: str
+    written: str = ""
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
@@ -54,7 +68,8 @@ class _Child:
     def of(cls, run: Run) -> _Child:
         """Reads a run that was there before."""
         data = run.data
-        return cls(run.info.run_id, run.info.status, dict(data.params), dict(data.tags), list(data.metrics))
+        mark = data.tags.get(_MARK, "")
+        return cls(run.info.run_id, run.info.status, mark, dict(data.params), dict(data.tags), list(data.metrics))
 
 
 class Tracker:
@@ -171,7 +186,8 @@ class Tracker:
     def study(self, records: Sequence[TrialRecord]) -> None:
         """Draws the study anew on its parent run: plots, tables, hypervolume, counts, and which trials are the front.
 
-        Takes about a second, so call it now and then. Hypervolume is written up to the last full compute minute.
+        Takes about a second, with thousands of trials two or three, so call it now and then. Hypervolume is written up to
+        the last full compute minute.
         """
         self._known.update({record.number: record for record in records})
         self._guarded(lambda: self._draw(final=False))
@@ -246,7 +262,7 @@ class Tracker:
             else:
                 # The run that needs least repair is kept.
                 mark = "" if record is None else content_of(record).fingerprint
-                group.sort(key=lambda child: (child.tags.get("headway.record") == mark, len(child.names)), reverse=True)
+                group.sort(key=lambda child: (child.written == mark, len(child.names)), reverse=True)
                 self._children[label], spare = group[0], group[1:]
             for child in spare:
                 self._client.delete_run(child.run_id)
@@ -265,12 +281,16 @@ class Tracker:
                 return
             child = self._create(record)
         mark = content.fingerprint
-        if child.tags.get("headway.record") != mark:
+        if child.written != mark:
             if self._contradicts(child, content):
                 self._client.delete_run(child.run_id)
                 child = self._create(record)
             shown = self._show_scales(record, child, self._show_pictures(record, child))
-            self._write(child, replace(content, tags={**shown, **content.tags}), mark)
+            marked = mark if record.state.finished else ""
+            self._write(child, replace(content, tags={**shown, **content.tags, _MARK: marked}))
+            child.written = mark
+            if record.state.finished:
+                child.names, child.logged = sorted({name for name, _ in child.logged or ()}), None
         if child.status != content.status:
             if content.status in ("FINISHED", "FAILED"):
                 self._client.set_terminated(child.run_id, content.status, milliseconds(record.finished) or None)
@@ -355,7 +375,7 @@ class Tracker:
                 return True
         return False
 
-    def _write(self, child: _Child, content: Content, mark: str) -> None:
+    def _write(self, child: _Child, content: Content) -> None:
         logged = child.logged if child.logged is not None else {}
         metrics = [
             Metric(name, value, stamp, step)
@@ -366,12 +386,11 @@ class Tracker:
         # A tag that no longer holds (the reason of a trial that runs again) is emptied.
         gone = {name: "" for name in ("headway.reason", "mlflow.note.content") if child.tags.get(name)}
         tags = {**gone, **content.tags}
-        changed = {name: value for name, value in tags.items() if child.tags.get(name) != value}
-        # The mark goes last: where it stands, all else does.
-        self._log(child.run_id, metrics, params, {**changed, "headway.record": mark})
+        changed = {name: value for name, value in tags.items() if child.tags.get(name, "") != value}
+        self._log(child.run_id, metrics, params, changed)
         child.logged = {**logged, **{(metric.key, metric.step): metric.value for metric in metrics}}
         child.params.update(content.params)
-        child.tags.update({**changed, "headway.record": mark})
+        child.tags.update(changed)
 
     def _log(self, run_id: str, metrics: list[Metric], params: list[Param], tags: Mapping[str, str]) -> None:
         for start in range(100, len(params), 100):
@@ -401,7 +420,7 @@ class Tracker:
         ]
         states = [record.state.value for record in records]
         said = counts(states)
-        drawn = repr((rows, said, len(curves)))
+        drawn = hashlib.sha256(repr((rows, said, len(curves))).encode()).hexdigest()
         tags = {f"headway.trials.{state.value.lower()}": str(states.count(state.value)) for state in TrialState}
         # A folded description shows some 100 px: the links must stand above the picture.
         tags["mlflow.note.content"] = (

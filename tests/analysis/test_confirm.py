@@ -317,7 +317,7 @@ def test_three_objectives_have_bars_where_accuracy_is() -> None:
     page = matrix_figure(shown(THREE), THREE, title="cells")
     bars = [trace for trace in page.data if trace.name == "mean over seeds"]
     assert len(bars) == 2  # accuracy against latency and against parameters
-    assert all(list(trace.y)[0] == pytest.approx(24.8) for trace in bars)
+    assert all(next(iter(trace.y)) == pytest.approx(24.8) for trace in bars)
 
 
 def test_without_confirmation_nothing_is_drawn() -> None:

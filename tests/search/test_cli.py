@@ -108,7 +108,7 @@ WRONG = {
     "wrong range": (run(overrides={"budget.epochs": 0}), "budget.epochs: must be greater than or equal to 1"),
     "wrong name": (run(overrides={"name": "a/b"}), "name: must be 1 to 64 letters"),
     "wrong setting": (run("--set", "budget.trials"), "--set: must read like KEY=VALUE"),
-    "warm start": (run(overrides={"weights.from": "baseline"}), "weights.from: must be scratch or the path"),
+    "warm start": (run(overrides={"weights.epochs": 3}), "weights: must have epochs only with from: baseline"),
     "no checkpoint": (run(overrides={"weights.from": "none.pth"}), "weights.from: must be"),
     "no backbone": (run(overrides={"weights.backbone": "none.pth"}), "weights.backbone: must be"),
     # The space.

@@ -630,3 +630,117 @@ def test_a_network_that_learns_needs_two_epochs(tmp_path):
     with pytest.raises(UserError, match=r"^budget\.epochs: must be 2 or more"):
         prepare_space(parse({**raw, "designs": [{"name": "pod", "knobs": {"pod": {}}}]}, "one.yaml"))
     assert prepare_space(parse({**raw, "space": {"pod": {"mode": "learn"}}}, "one.yaml")).may_learn() is False
+
+
+def warmed(tmp_path, **more):
+    return Play(tmp_path, weights={"from": "baseline", "epochs": 3}, **more)
+
+
+def warm(play, epoch, seconds=1.0, **metrics):
+    attrs = {"warm_epochs": 3} if epoch == 3 else {}
+    metrics = {"bbox_mAP": epoch / 10, "loss": 1.0, **metrics}
+    report = TrialReport(phase="warm", epoch=epoch, metrics=metrics, seconds=seconds, attrs=attrs)
+    return play.conductor.report(0, report)
+
+
+def test_nothing_starts_before_the_shared_warm_start_is_there(tmp_path):
+    play = warmed(tmp_path, concurrent=3)
+    request = play.next()
+    assert (request.number, request.weights, request.epochs) == (0, "baseline", 4)
+    assert (request.warm.folder, request.warm.epochs) == (str(tmp_path / "warm"), 3)
+    for epoch in (1, 2, 3):
+        assert warm(play, epoch)
+        assert play.next() is Pause.WAIT
+    play.counted(0)
+    assert play.next() is Pause.WAIT
+    play.timed(0)
+    assert play.next().warm == request.warm
+    assert play.store.record(0).metrics["warm_bbox_mAP"] == pytest.approx(0.3)
+    assert "warm_loss" not in play.store.record(0).metrics and "bbox_mAP" not in play.store.record(0).metrics
+
+
+def test_the_epochs_of_the_warm_start_are_the_budgets_unless_said(tmp_path):
+    assert Play(tmp_path, weights={"from": "baseline"}).next().warm.epochs == 4
+    assert Play(tmp_path / "scratch").next().warm is None
+
+
+def test_after_a_kill_all_wait_until_the_warm_start_was_found_again(tmp_path):
+    play = warmed(tmp_path, concurrent=3)
+    play.next(), warm(play, 1)
+    play = play.again()
+    assert play.next().number == 0
+    assert play.next() is Pause.WAIT
+    warm(play, 1), warm(play, 2), warm(play, 3), play.counted(0), play.timed(0)
+    assert play.next().number == 1
+    play.counted(1)
+    # Killed when the speed was known and other trials ran: the checkpoint may be gone or damaged by now.
+    play = play.again()
+    assert play.next().number == 0
+    assert play.next() is Pause.WAIT
+    assert warm(play, 1) and play.next() is Pause.WAIT  # it is trained once more
+    assert warm(play, 2) and warm(play, 3)
+    assert [play.next().number, play.next().number] == [1, 2]
+
+
+def test_once_the_baseline_has_ended_nobody_waits(tmp_path):
+    play = warmed(tmp_path, concurrent=2)
+    play.next(), warm(play, 3)
+    play.train(0)
+    assert play.next().number == 1
+    play = play.again()
+    assert [play.next().number, play.next().number] == [1, 2]
+
+
+def test_a_trainer_that_continues_the_baseline_itself_has_the_warm_start(tmp_path):
+    play = warmed(tmp_path, concurrent=2)
+    play.next(), warm(play, 3), play.counted(0), play.timed(0), play.epoch(0, 1)
+    play = play.again()
+    assert play.next().number == 0 and play.next() is Pause.WAIT
+    play.epoch(0, 1)
+    assert play.next().number == 1
+
+
+def test_the_time_of_the_warm_start_is_of_all_its_starts_and_of_no_more(tmp_path):
+    play = warmed(tmp_path)
+    play.next(), warm(play, 1, seconds=10.0)
+    play = play.again()
+    play.next(), warm(play, 1, seconds=2.0), warm(play, 2, seconds=12.0), warm(play, 3, seconds=22.0)
+    assert play.store.record(0).attrs["warm_seconds"] == pytest.approx(32)
+    play.send(0, "epoch", 1, seconds=50.0, bbox_mAP=0.1)
+    # Its last report is repeated by a later start; what the trial itself took since is not of the warm start.
+    play = play.again()
+    play.next(), warm(play, 3, seconds=1.0)
+    record = play.store.record(0)
+    assert record.attrs["warm_seconds"] == pytest.approx(32)
+    assert record.compute_hours == pytest.approx(61 / 3600)
+
+
+def test_a_warm_start_that_is_no_number_fails_the_baseline(tmp_path):
+    play = warmed(tmp_path, concurrent=2)
+    play.next()
+    assert not warm(play, 2, bbox_mAP=math.nan)
+    assert play.conductor.baseline_failure == "not a number: bbox_mAP = nan (epoch 2 of the shared warm start)"
+    assert play.next() is Pause.FINISHED
+
+
+def test_a_baseline_that_fails_in_its_warm_start_ends_the_study_though_others_had_begun(tmp_path):
+    play = warmed(tmp_path, concurrent=2)
+    play.next(), warm(play, 3), play.counted(0), play.timed(0)
+    assert play.next().number == 1
+    play = play.again()
+    assert play.next().number == 0 and play.next() is Pause.WAIT
+    play.conductor.died(0, "in the shared warm start: the loss became nan")
+    assert play.next() is Pause.FINISHED
+
+
+def test_who_measured_a_latency_is_told(tmp_path):
+    play = Play(tmp_path, training_knobs())
+    play.baseline()
+    play.next(), play.train(1, ratio=0.8)
+    play.next(), play.train(2, known=True)
+    records = play.store.records()
+    assert [record.attrs.get("speed_from") for record in records] == [None, None, 1]
+    assert "measured_by" not in records[2].metrics
+    # A trial that was killed after its own measurement has it from nobody.
+    play.next(), play.train(3, known=True)
+    assert play.store.record(3).attrs["speed_from"] == 1

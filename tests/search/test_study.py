@@ -13,7 +13,7 @@ from search.folder import write_study
 from search.study import ACCURACIES, COSTS, Constraint, load, parse, parse_assignment
 from spaces.errors import UserError
 
-# The study file of docs and design, but for the weights, whose warm start is not there yet.
+# The study file of docs and design.
 SAMPLE = """
 name: cells-gfl
 base: mmdet::gfl/gfl_r50_fpn_1x_coco.py
@@ -33,7 +33,7 @@ constraints: ["params_m <= 40", "gmacs <= 220"]
 budget: {trials: 64, epochs: 12, hours: 24}
 rungs: {first: 1, factor: 3}
 sampler: {name: tpe, startup: 12}
-weights: {from: scratch}
+weights: {from: baseline}
 resources: {gpus: 1, cpus: 4, workers: 1, concurrent: auto}
 speed: {device: auto, size: [800, 1344], batch: 1, postprocess: true}
 tracking: {uri: null, experiment: null}
@@ -94,8 +94,17 @@ def test_yaml_1_2_keeps_off_as_text_and_reads_exponents(tmp_path):
     assert study.training.lr == 0.001
 
 
-def test_the_shared_warm_start_is_refused_with_what_there_is():
-    assert "must be scratch or the path of a checkpoint" in refusal(changed("weights.from", "baseline"))
+def test_the_shared_warm_start_has_the_epochs_of_the_budget_or_its_own(tmp_path):
+    study = load(write(tmp_path, SAMPLE))
+    assert (study.weights.from_, study.warm_epochs) == ("baseline", study.budget.epochs)
+    assert load(write(tmp_path, SAMPLE), ["weights.epochs=5"]).warm_epochs == 5
+    assert load(write(tmp_path, SAMPLE), ["weights.from=scratch"]).warm_epochs is None
+    assert refusal(changed("weights", {"from": "scratch", "epochs": 3})) == (
+        "weights: must have epochs only with from: baseline, whose training they are of, but from is scratch."
+    )
+    assert "weights.epochs: must be greater than or equal to 1" in refusal(
+        changed("weights", {"from": "baseline", "epochs": 0})
+    )
 
 
 def test_what_a_study_leaves_out_has_the_documented_defaults():
@@ -409,7 +418,9 @@ RAW = st.fixed_dictionaries(
             {}, optional={"trials": st.integers(1, 99), "hours": st.none() | st.floats(0.001, 1e6)}
         ),
         "rungs": st.none() | st.fixed_dictionaries({"first": st.integers(1, 9), "factor": st.integers(2, 9)}),
-        "weights": st.sampled_from([{"from": "scratch"}, {"from": "/x.pth", "backbone": "none"}]),
+        "weights": st.sampled_from(
+            [{"from": "scratch"}, {"from": "baseline", "epochs": 3}, {"from": "/x.pth", "backbone": "none"}]
+        ),
         "training": st.fixed_dictionaries({"lr": st.none() | st.floats(1e-9, 10)}),
         "resources": st.fixed_dictionaries({"gpus": st.sampled_from(["auto", 0, 3])}),
         "tracking": st.fixed_dictionaries({"uri": st.none() | st.just("http://h:1")}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ def build(base: str, knobs: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-@lru_cache(maxsize=None)
+@cache
 def trained(base: str) -> dict[str, torch.Tensor]:
     """Weights as a training might leave them: no layer, bias, norm or running figure is at its initial value."""
     draw = torch.Generator().manual_seed(7)
@@ -56,7 +56,7 @@ def outputs(model: nn.Module) -> list[torch.Tensor]:
     return [level for maps in dense_head(model)(model.extract_feat(IMAGES)) for level in maps]
 
 
-@lru_cache(maxsize=None)
+@cache
 def expected(base: str) -> list[torch.Tensor]:
     model, share = started(base, {})
     assert share == 1.0
@@ -79,20 +79,26 @@ TOWERS = {
     "retinanet_tiny": ("cls.0", "cls.1", "reg.1"),  # without
     "faster_rcnn_tiny": ("rpn.0",),  # with a bias and without a ConvModule
 }
+NORMED = ("gfl_tiny", "fcos_tiny")
 
 
 @pytest.mark.parametrize("base", TOWERS)
-def test_a_deformable_tower_starts_as_the_plain_one(base: str) -> None:
-    """To rounding: the operator sums in another order. The two versions round alike, as 2 w * x / 2 is exact."""
-    (first, one), (second, two) = (started(base, dcn(version, *TOWERS[base])) for version in (1, 2))
-    given = outputs(first), outputs(second)
-    assert distance(given[0], base) < 1e-5
-    assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_deformable_tower_starts_as_the_plain_one(base: str, version: int) -> None:
+    """To rounding, since the operator sums in another order than the plain convolution."""
+    if version == 1 and base not in NORMED:
+        pytest.skip("version 1 has no bias, and such a design is illegal")
+    model, share = started(base, dcn(version, *TOWERS[base]))
+    assert distance(outputs(model), base) < 1e-5
     # All but the offsets, which start at zero.
-    for model, share in ((first, one), (second, two)):
-        offsets = sum(p.numel() for name, p in model.named_parameters() if "conv_offset" in name)
-        whole = sum(p.numel() for p in model.parameters())
-        assert share == pytest.approx(1 - offsets / whole)
+    offsets = sum(p.numel() for name, p in model.named_parameters() if "conv_offset" in name)
+    assert share == pytest.approx(1 - offsets / sum(p.numel() for p in model.parameters()))
+
+
+def test_both_versions_start_as_the_same_numbers() -> None:
+    """Half of a doubled weight is exact, so they round alike."""
+    one, two = (outputs(started("gfl_tiny", dcn(version, "cls.0", "reg.1"))[0]) for version in (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_deformable_weights_of_a_design_are_not_doubled_again() -> None:

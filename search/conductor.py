@@ -34,7 +34,7 @@ class Pause(enum.Enum):
 
 
 class Conductor:
-    """The driver's view of a running study.
+    """The driver's view of a running study; it begins with the decisions that a kill of an earlier one cut short.
 
     Args:
         study: The study file.
@@ -71,9 +71,9 @@ class Conductor:
         self._device, self._speed_device, self._threads = device, speed_device, threads
         self._listeners = listeners
         self._constraints = [Constraint.parse(text) for text in study.constraints]
+        self._ended: dict[tuple[int, int], RungPoint | None] = {}  # trial, epoch -> its point there, once it has ended
         self._running: dict[int, float] = {}  # trial -> hours of its earlier starts
         self._seconds: dict[int, float] = {}  # trial -> those of this start, at its last report
-        self._left = [record.number for record in store.records() if not record.state.finished]
         self._clock, self._began = clock, clock()
         self._seconds_before = store.seconds_run
         # Trial 0 reports the shared warm start when it is on disk; in a later process once more, as it may have gone.
@@ -81,18 +81,15 @@ class Conductor:
         self._warm_is_there = study.warm_epochs is None or any(record.state.finished for record in first)
         self.exhausted = False
         self.out_of_time = False
+        left = [record.number for record in store.records() if not record.state.finished]
+        self._left = [number for number in left if self._settled(number)]
 
     def next(self) -> TrialRequest | Pause:
         """Gives the next trial to run: first what an earlier process left, then new proposals."""
         if len(self._running) >= self.concurrent:
             return Pause.WAIT
-        while self._left:
-            if self._left[0] and not self._warm_is_there:
-                break
-            number = self._left.pop(0)
-            # A kill may have come between a figure that breaks a constraint and the end that it means.
-            if self._feasible(self.store.record(number)):
-                return self._begin(number)
+        if self._left and (self._left[0] == 0 or self._warm_is_there):
+            return self._begin(self._left.pop(0))
         records = self.store.records()
         if not records:
             return self._begin(self.store.propose_baseline(self.space).number)
@@ -229,36 +226,52 @@ class Conductor:
         return self._still_feasible(number)
 
     def _timed(self, number: int, report: TrialReport, seconds: float) -> bool:
-        if number == 0 and self.store.reference_ms is None:
-            self.store.reference_ms = report.metrics["reference_ms"]
+        first = report.metrics["reference_ms"] if number == 0 and self.store.reference_ms is None else None
         attrs = {**report.attrs, "speed_kind": self._speed_device}
-        self.store.update(number, self._in_ms(report.metrics), attrs, seconds)
+        self.store.update(number, self._in_ms(report.metrics, first), attrs, seconds)
         # After the trial's own figures: once the speed is known here, no start of it is asked to time again.
         knobs = self.store.record(number).knobs
         if not self.space.learns(knobs):
             self.store.set_speed(self._speed_key(knobs), {**report.metrics, _MEASURED_BY: float(number)})
+        if first is not None:
+            # Last, since it lets other trials begin, and they share these figures.
+            self.store.reference_ms = first
         return self._still_feasible(number)
 
     def _epoch(self, number: int, report: TrialReport, seconds: float) -> bool:
         self.store.add_epoch(number, EpochRecord(report.epoch, report.metrics, seconds))
         self.store.update(number, {}, report.attrs, seconds)
-        if report.epoch not in self.study.rung_epochs:
-            self._tell(self.store.record(number))
-            return True
-        record = self.store.record(number)
-        decided = record.rungs.get(report.epoch)
-        if decided is None:
-            others = self._points(report.epoch, without=number)
-            rungs = self.study.rungs
-            assert rungs is not None
-            decision = decide(self._point(record, report.epoch), others, rungs.factor, rungs.method)
-            decided = f"{'continue' if decision.go_on else 'stop'}: {decision.reason}"
-            self.store.add_rung(number, report.epoch, decided)
-        if decided.startswith("stop"):
-            self._end(number, TrialState.STOPPED, reason=f"at epoch {report.epoch}: {decided.partition(': ')[2]}")
+        if not self._judge(number, report.epoch):
             return False
         self._tell(self.store.record(number))
         return True
+
+    def _judge(self, number: int, epoch: int) -> bool:
+        """Decides at a rung who goes on, once: whoever reports the epoch again hears the same."""
+        rungs = self.study.rungs
+        if rungs is None or epoch not in self.study.rung_epochs:
+            return True
+        decided = self.store.record(number).rungs.get(epoch)
+        if decided is None:
+            points = {point.number: point for point in self._points(epoch)}
+            decision = decide(points.pop(number), list(points.values()), rungs.factor, rungs.method)
+            decided = f"{'continue' if decision.go_on else 'stop'}: {decision.reason}"
+            self.store.add_rung(number, epoch, decided)
+        if decided.startswith("stop"):
+            self._end(number, TrialState.STOPPED, reason=f"at epoch {epoch}: {decided.partition(': ')[2]}")
+            return False
+        return True
+
+    def _settled(self, number: int) -> bool:
+        """Ends a trial that was to end when a kill came, and returns whether there is more of it to run.
+
+        Between a figure and the decision that it means. At a rung the decision rests on what was there then, so it is
+        made before anyone else is heard.
+        """
+        record = self.store.record(number)
+        if not self._feasible(record):
+            return False
+        return not record.curve or self._judge(number, record.curve[-1].epoch)
 
     def _learned(self, number: int, report: TrialReport, seconds: float) -> bool:
         self.store.update(number, report.metrics, report.attrs, seconds)
@@ -327,22 +340,33 @@ class Conductor:
         self._tell(self.store.finish(number, state, reason=reason, traceback=traceback, broken=known))
         self._running.pop(number, None)
 
-    def _in_ms(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Milliseconds are the ratio times the baseline's reference latency."""
+    def _in_ms(self, metrics: Mapping[str, float], reference: float | None = None) -> dict[str, float]:
+        """Milliseconds are the ratio times the baseline's reference latency, the store's unless given."""
+        reference = self.store.reference_ms if reference is None else reference
         named = {key: value for key, value in metrics.items() if key != "reference_ms"}
-        if "latency_ratio" in named and self.store.reference_ms is not None:
-            named["latency_ms"] = named["latency_ratio"] * self.store.reference_ms
+        if "latency_ratio" in named and reference is not None:
+            named["latency_ms"] = named["latency_ratio"] * reference
         return named
 
-    def _points(self, epoch: int, without: int) -> list[RungPoint]:
-        return [
-            self._point(record, epoch)
-            for record in self.store.records()
-            if record.number != without and any(item.epoch == epoch for item in record.curve)
-        ]
+    def _points(self, epoch: int) -> list[RungPoint]:
+        """All trials at a rung; what has ended is looked at once, since it does not change."""
+        points = []
+        for record in self.store.records():
+            key = record.number, epoch
+            if key in self._ended:
+                point = self._ended[key]
+            else:
+                point = self._point(record, epoch)
+                if record.state.finished:
+                    self._ended[key] = point
+            if point is not None:
+                points.append(point)
+        return points
 
-    def _point(self, record: TrialRecord, epoch: int) -> RungPoint:
-        at_rung = next(item.metrics for item in record.curve if item.epoch == epoch)
+    def _point(self, record: TrialRecord, epoch: int) -> RungPoint | None:
+        at_rung = next((item.metrics for item in record.curve if item.epoch == epoch), None)
+        if at_rung is None:
+            return None
         late = self.space.on_images(record.knobs)
         # While a network learns, what it will cost is not known, not even to those that come here later.
         learning = self.space.learns(record.knobs) and epoch <= record.attrs.get("learning_epochs", epoch)

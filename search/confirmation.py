@@ -144,7 +144,7 @@ class Confirmation:
 
     def _line(self, training: Training, text: str) -> None:
         seconds = time.monotonic() - self._began
-        done = sum(share == 1.0 for share in self._shares.values())
+        done = self._total - len(self._waiting) - len(self._running)
         here = sum(share - self._resumed.get(number, 0.0) for number, share in self._shares.items())
         left = ""
         if here >= 0.5 and done < self._total:

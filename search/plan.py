@@ -106,7 +106,7 @@ class Plan:
             budget = study.budget
             share = share_of_epochs(budget.trials, budget.epochs, study.rung_epochs, study.rungs.factor)
             more = "; more, the more designs differ in cost" if study.rungs.method == "like_speed" else ""
-            lines.append(f"Rungs: about {share:.0%} of the epochs are trained{more}.")
+            lines.append(f"Rungs: about {100 * share:.0f} % of the epochs are trained{more}.")
         lines += [f"Never together: {one} and {other}: {why}." for one, other, why in self.excluded]
         if self.settings > 1:
             lines.append(f"Sweep: one training is measured at up to {self.settings} settings of inference knobs.")

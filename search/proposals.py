@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -17,10 +18,11 @@ from spaces.errors import UserError, choices
 from spaces.space import Design, Space
 
 _ATTEMPTS = 150
-# TPE may insist on what it knows to be good; later attempts are random.
+# A sampler may insist on what it knows to be good; later attempts are random.
 _OWN_ATTEMPTS = 15
-# A space that is found exhausted by chance is looked through, if it is not larger.
-_COUNTABLE = 20_000
+# In a space of no more designs a sampler that repeats itself is given what is nearest to its proposal.
+_COUNTABLE = 5_000
+_REPEATS = 3
 _RANDOM = SamplerSection(name="random")
 
 
@@ -99,7 +101,6 @@ class Proposals:
     ) -> None:
         self.space = space
         self._study, self._earlier, self._trials = study, earlier, trials
-        self._untried: list[Design] | None = None
         self._restore()
 
     def baseline(self) -> Proposal:
@@ -124,7 +125,7 @@ class Proposals:
             return None
         if self._study.sampler.name == "grid":
             return self._untried_one(number, tried)
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(_REPEATS if self._countable else _ATTEMPTS):
             section = self._study.sampler if attempt < _OWN_ATTEMPTS else _RANDOM
             trial = self._history.ask(make_sampler(section, self._study.seed, number * _ATTEMPTS + attempt))
             try:
@@ -135,7 +136,9 @@ class Proposals:
             if not tried(design):
                 return Proposal(design, self._history.keep(trial, number))
             self._history.drop(trial)
-        return self._untried_one(number, tried) if self.space.size() <= _COUNTABLE else None
+            if attempt + 1 == _REPEATS and self._countable and self._study.sampler.name != "random":
+                return self._nearest(trial.params, number, tried)
+        return self._untried_one(number, tried) if self._countable else None
 
     def ended(self, record: TrialRecord, broken: Mapping[str, float]) -> None:
         """Takes the end of a trial; see ``History.end``."""
@@ -152,17 +155,34 @@ class Proposals:
             return [(design, {"known": True}) for design in self.space.known()]
         return []
 
+    @cached_property
+    def _countable(self) -> bool:
+        return self.space.size() <= _COUNTABLE
+
+    @cached_property
+    def _designs(self) -> list[tuple[Design, Mapping[str, Any]]]:
+        """All designs of the space with the answers that give them, in an order drawn from the seed."""
+        designs: list[tuple[Design, Mapping[str, Any]]] = [
+            (design, self.space.recall(design) or {}) for design in self.space.designs()
+        ]
+        random.Random(self._study.seed).shuffle(designs)
+        return designs
+
     def _untried_one(self, number: int, tried: Callable[[Design], bool]) -> Proposal | None:
-        """Draws one of all designs of the space that were not tried yet."""
-        if self._untried is None:
-            self._untried = self.space.designs()
-            random.Random(self._study.seed).shuffle(self._untried)
-        while self._untried and tried(self._untried[-1]):
-            self._untried.pop()
-        if not self._untried:
+        """Gives one of all designs that were not tried yet."""
+        found = next(((design, answers) for design, answers in self._designs if not tried(design)), None)
+        return None if found is None else self._fixed(*found, number)
+
+    def _nearest(self, params: Mapping[str, Any], number: int, tried: Callable[[Design], bool]) -> Proposal | None:
+        """Gives the untried design that differs from a proposal in the fewest answers."""
+
+        def distance(answers: Mapping[str, Any]) -> int:
+            return sum(params.get(name) != answers.get(name) for name in params.keys() | answers.keys())
+
+        left = [(design, answers) for design, answers in self._designs if not tried(design)]
+        if not left:
             return None
-        design = self._untried[-1]
-        return self._fixed(design, self.space.recall(design), number)
+        return self._fixed(*min(left, key=lambda item: distance(item[1])), number)
 
     def _fixed(
         self, design: Design, answers: Mapping[str, Any] | None, number: int, attrs: Mapping[str, Any] | None = None

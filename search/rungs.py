@@ -71,6 +71,10 @@ class Decision:
 LIKE = 1.05
 # Rivals per unit of ``factor``: enough for a rank to mean something, few enough to be of like speed.
 _RIVALS = 3
+_WORDS: dict[Method, tuple[str, str]] = {
+    "like_speed": ("among designs that are as fast", "trials of its speed"),
+    "mo_asha": ("by non-dominated fronts", "trials"),
+}
 
 
 def decide(point: RungPoint, others: Sequence[RungPoint], factor: int, method: Method = "like_speed") -> Decision:
@@ -94,9 +98,21 @@ def decide(point: RungPoint, others: Sequence[RungPoint], factor: int, method: M
     """
     if point.number == 0:
         return Decision(True, "the baseline is never stopped")
-    comparable = [other for other in others if _known(other) == _known(point)]
-    rule = {"like_speed": _like_speed, "mo_asha": _mo_asha}[method]
-    return rule(point, comparable, factor)
+    trials = sorted([point, *others], key=lambda trial: trial.number)
+    own = trials.index(point)
+    accuracies = np.array([trial.accuracies for trial in trials])  # (trials, objectives), like costs
+    costs = np.array([trial.costs for trial in trials], dtype=float)  # NaN where it is not known
+    known = ~np.isnan(costs)
+    comparable = (known == known[own]).all(axis=1)
+    accuracies, costs = accuracies[comparable], costs[comparable][:, known[own]]
+    rule = _like_speed if method == "like_speed" else _mo_asha
+    rank, total = rule(int(comparable[:own].sum()), accuracies, costs, factor)
+    among, kind = _WORDS[method]
+    if total < factor:
+        return Decision(True, f"fewer than {factor} {kind} have been here")
+    places = math.ceil(total / factor)
+    told = f"rank {rank} of {total} {among}"
+    return Decision(rank <= places, told if rank <= places else f"{told}, of which {places} go on")
 
 
 def share_of_epochs(trials: int, epochs: int, rungs: Sequence[int], factor: int) -> float:
@@ -164,58 +180,22 @@ def epsilon_net(table: NDArray[Any]) -> list[int]:
     return order
 
 
-def _like_speed(point: RungPoint, others: Sequence[RungPoint], factor: int) -> Decision:
-    ratios = [(other, _log_ratios(other, point)) for other in others]
-    # The baseline of a study without any cost has no ratio.
-    near = [
-        (max(map(abs, ratio), default=0.0), other)
-        for other, ratio in ratios
-        if all(item <= math.log(LIKE) for item in ratio)
-    ]
-    reach = sorted(distance for distance, _ in near)[: _RIVALS * factor - 1]
-    rivals = [other for distance, other in near if distance <= reach[-1]]
-    total = len(rivals) + 1
-    if total < factor:
-        return Decision(True, f"fewer than {factor} trials of its speed have been here")
-    rank = 1 + sum(_surpasses(rival, point) for rival in rivals)
-    return _placed(rank, total, factor, "among designs that are as fast")
+def _like_speed(own: int, accuracies: NDArray[Any], costs: NDArray[Any], factor: int) -> tuple[int, int]:
+    """Gives the rank of row ``own``, and of how many."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(costs == costs[own], 0.0, np.log(costs / costs[own]))
+    rivals: NDArray[np.bool_] = np.all(ratios <= math.log(LIKE), axis=1)
+    rivals[own] = False
+    distances = np.abs(ratios).max(axis=1, initial=0.0)
+    most = _RIVALS * factor - 1
+    if rivals.sum() > most:
+        rivals &= distances <= np.sort(distances[rivals])[most - 1]
+    more, less = accuracies > accuracies[own], accuracies < accuracies[own]
+    surpass = more.any(axis=1) & ~less.any(axis=1)
+    return 1 + int(surpass[rivals].sum()), 1 + int(rivals.sum())
 
 
-def _mo_asha(point: RungPoint, others: Sequence[RungPoint], factor: int) -> Decision:
-    trials = sorted([point, *others], key=lambda trial: trial.number)
-    if len(trials) < factor:
-        return Decision(True, f"fewer than {factor} trials have been here")
-    table = np.array(
-        [[*(-item for item in trial.accuracies), *(item for item in trial.costs if item is not None)] for trial in trials]
-    )
-    rank = 1 + priority(table).index(trials.index(point))
-    return _placed(rank, len(trials), factor, "by non-dominated fronts")
-
-
-def _placed(rank: int, total: int, factor: int, among: str) -> Decision:
-    places = math.ceil(total / factor)
-    told = f"rank {rank} of {total} {among}"
-    return Decision(rank <= places, told if rank <= places else f"{told}, of which {places} go on")
-
-
-def _known(point: RungPoint) -> list[bool]:
-    return [cost is not None for cost in point.costs]
-
-
-def _surpasses(one: RungPoint, other: RungPoint) -> bool:
-    pairs = list(zip(one.accuracies, other.accuracies, strict=True))
-    return all(mine >= theirs for mine, theirs in pairs) and any(mine > theirs for mine, theirs in pairs)
-
-
-def _log_ratios(other: RungPoint, point: RungPoint) -> list[float]:
-    """Of each cost that is known, in the order of the objectives."""
-    pairs = zip(other.costs, point.costs, strict=True)
-    return [_log_ratio(theirs, mine) for theirs, mine in pairs if theirs is not None and mine is not None]
-
-
-def _log_ratio(one: float, other: float) -> float:
-    if one == other:
-        return 0.0
-    if not one or not other:
-        return -math.inf if other else math.inf
-    return math.log(one / other)
+def _mo_asha(own: int, accuracies: NDArray[Any], costs: NDArray[Any], factor: int) -> tuple[int, int]:
+    """Gives the rank of row ``own``, and of how many."""
+    order = priority(np.hstack([-accuracies, costs]))
+    return 1 + order.index(own), len(order)

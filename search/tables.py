@@ -132,7 +132,7 @@ def print_front(found: Sequence[Mapping[str, Any]], records: Sequence[TrialRecor
 
 def _again_columns(metric: str) -> tuple[str, ...]:
     """What a confirmation adds to a point."""
-    return (f"{axis(metric).split(' (')[0]} over seeds", "latency again", "quartiles", "alike")
+    return (f"{axis(metric).split(' (')[0]} over seeds", "latency again", "alike")
 
 
 def _again(confirmed: Mapping[str, Any] | None, metric: str) -> tuple[str, ...]:
@@ -141,10 +141,10 @@ def _again(confirmed: Mapping[str, Any] | None, metric: str) -> tuple[str, ...]:
     found = confirmed["metrics"][metric]
     mean, count = 100 * found["mean"], len(found["values"])
     reach = "" if found["high"] is None else f" ± {100 * found['high'] - mean:.1f}"
-    failed = f", {len(confirmed['failed'])} failed" if confirmed["failed"] else ""
-    latency = confirmed["latency"] or {}
-    quartiles = f"{_number(latency, 'q1', 1, 3)}-{_number(latency, 'q3', 1, 3)}"
-    return (f"{mean:.1f}{reach} ({count}{failed})", _number(latency, "ratio", 1, 3), quartiles, confirmed["mark"])
+    failed = f" of {count + len(confirmed['failed'])}" if confirmed["failed"] else ""
+    latency = confirmed["latency"]
+    timed = f"{latency['ratio']:.3f} ({latency['q1']:.3f}-{latency['q3']:.3f})" if latency else "-"
+    return (f"{mean:.1f}{reach} ({count}{failed})", timed, confirmed["mark"])
 
 
 def print_confirmed(found: Mapping[str, Any], study: Study) -> None:
@@ -152,20 +152,20 @@ def print_confirmed(found: Mapping[str, Any], study: Study) -> None:
     console = _console()
     metric = study.objectives[0].metric
     table = Table(title=f"{study.name}: the front, confirmed")
-    accuracy, *latency, alike = _again_columns(metric)
-    for name in ("trial", accuracy, "as searched", *latency, "as searched", "quartiles", alike):
+    accuracy, latency, alike = _again_columns(metric)
+    for name in ("trial", accuracy, "as searched", latency, "as searched", alike):
         table.add_column(name, justify="right", no_wrap=name != "alike")
     table.add_column("design", overflow="fold")
     for row in found["points"]:
         metrics, again = row["metrics"], _again(row["confirmed"], metric)
-        quartiles = f"{_number(metrics, 'latency_ratio_q1', 1, 3)}-{_number(metrics, 'latency_ratio_q3', 1, 3)}"
-        figures = (again[0], _number(metrics, metric, 100, 1), *again[1:3])
-        searched = (_number(metrics, "latency_ratio", 1, 3), quartiles)
-        table.add_row(row["point"], *figures, *searched, again[3], escape(_design(row)))
+        ends = (_number(metrics, f"latency_ratio_{end}", 1, 3) for end in ("q1", "q3"))
+        searched = f"{_number(metrics, 'latency_ratio', 1, 3)} ({'-'.join(ends)})"
+        found_then = _number(metrics, metric, 100, 1)
+        table.add_row(row["point"], again[0], found_then, again[1], searched, again[2], escape(_design(row)))
     console.print(table)
     console.print(
         "Accuracy is the mean over (n) seeds ± half of its 95 % interval (Student's t); one of the seeds is the "
-        "search's own. Latency is a ratio to the baseline. ≈ marks neighbours that cannot be told apart."
+        "search's own. Latency is a ratio to the baseline (quartiles). ≈ marks neighbours that cannot be told apart."
     )
     for row in found["points"]:
         own = row["confirmed"]

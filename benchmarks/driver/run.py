@@ -1,14 +1,15 @@
 """Measures what the driver itself costs a trial: proposing, deciding, recording, logging, drawing.
 
     python benchmarks/driver/run.py search --trials 5000 --work FOLDER --out results/NAME.jsonl
-    python benchmarks/driver/run.py alone --like results/NAME.jsonl --out results/NAME_alone.jsonl
+    python benchmarks/driver/run.py alone --trials 5000 --out results/NAME_alone.jsonl
     python benchmarks/driver/run.py table results/NAME.jsonl [results/NAME_alone.jsonl]
     python benchmarks/driver/run.py plot results/NAME.jsonl [results/NAME_alone.jsonl] --out results/NAME.png
 
-``search`` runs the parts of ``headway run`` as they are (conductor, store in SQLite, tracker with MLflow in SQLite, plots,
-progress), all but Ray and the training: trials answer at once from a formula. So all the time that passes is the driver's.
-``alone`` tells the same number of trials, ending in the same states, to a plain Optuna study in memory with the same
-sampler: what the library itself costs. Each leaves one JSON line a trial.
+``search`` runs the parts of ``headway run`` as they are (conductor, store in SQLite, tracker with MLflow in SQLite,
+plots, progress), all but Ray and the training: trials answer at once from a formula, in simulated time. So all the time
+that passes is the driver's, and each trial gets its share of it. ``alone`` tells as many trials to a plain Optuna study
+in memory, and times the same sampler on every 25th: what the library itself costs. Both leave JSON lines with wall and
+CPU time; on a machine that does other work as well, the CPU time says more.
 """
 
 from __future__ import annotations
@@ -35,12 +36,11 @@ if not os.environ.get("PYTHONPATH"):
 import optuna  # noqa: E402
 import psutil  # noqa: E402
 
-from analysis.record import TrialState  # noqa: E402
 from search.conductor import Conductor, Pause  # noqa: E402
 from search.sampler import make_sampler  # noqa: E402
 from search.simulate import Clock, simulate  # noqa: E402
 from search.study import Study, parse  # noqa: E402
-from spaces.space import Space  # noqa: E402
+from spaces.space import design_hash  # noqa: E402
 from trainers.contract import DataRequest, TrialReport, TrialRequest  # noqa: E402
 from trainers.replay import Step  # noqa: E402
 
@@ -53,8 +53,10 @@ PARTS = {
     "print": "progress lines",
 }
 EPOCHS = 9
+Rows = Sequence[Mapping[str, Any]]
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 _AT = (10, 100, 1000, 5000)
+_EVERY = 25
 
 
 def study_file(trials: int, sampler: str) -> Study:
@@ -74,14 +76,23 @@ def study_file(trials: int, sampler: str) -> Study:
 
 
 def figures(knobs: Mapping[str, Any]) -> tuple[float, float]:
-    """Latency ratio and final accuracy of a design, in closed form: what makes it slower makes it better, by halves."""
-    slimmed = len(knobs.get("slimhead.levels", ())) * (1 - knobs.get("slimhead.ratio", 1.0))
+    """Latency ratio and final accuracy of a design, in closed form.
+
+    Slimming saves time, most on the finest level, and costs accuracy; deformable layers the other way round; training
+    knobs have an optimum; and each design has its luck, half a point of accuracy at most.
+    """
+    saved = sum(0.24 * 0.6**level for level in knobs.get("slimhead.levels", ()))
+    saved *= 1 - knobs.get("slimhead.ratio", 1.0) ** 2
     layers = len(knobs.get("dcn.placement", ()))
-    off = abs(knobs.get("ddod.alpha_cls", 0.7) - 0.8) + abs(knobs.get("ddod.alpha_reg", 0.6) - 0.5)
-    training = 0.01 * (knobs.get("ddod.reweight") == "interpolate") - 0.02 * off
-    training -= 0.001 * abs(knobs.get("ddod.topk", 7) - 9)
-    ratio = 1 - 0.15 * slimmed + 0.04 * layers * (2 if knobs.get("dcn.version") == 2 else 1)
-    return ratio, 0.40 - 0.02 * slimmed**1.5 + 0.008 * layers + training
+    ratio = 1 - saved + 0.03 * layers * knobs.get("dcn.version", 1) ** 0.5
+    coarse = 1.0 if knobs.get("slimhead.mode") == "bilinear" else 1.3
+    accuracy = 0.36 - 0.05 * coarse * saved**1.5 + 0.006 * layers
+    if "ddod.assign" in knobs:
+        off = abs(knobs.get("ddod.alpha_cls", 0.5) - 0.8) + abs(knobs.get("ddod.alpha_reg", 0.2) - 0.5)
+        accuracy += 0.03 - 0.04 * off - 0.001 * abs(knobs.get("ddod.topk", 15) - 9)
+        accuracy -= 0.004 * abs(knobs.get("ddod.span", 1.0) - 2)
+    luck = int(design_hash(dict(knobs)), 16) % 1000 / 999
+    return ratio, accuracy + 0.005 * (2 * luck - 1)
 
 
 def steps(request: TrialRequest) -> Iterator[Step]:
@@ -110,6 +121,7 @@ class Stopwatch:
         self._seen = (time.perf_counter(), time.process_time())
         self.wall: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.cpu: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self.calls = 0
 
     def _book(self) -> None:
         now = (time.perf_counter(), time.process_time())
@@ -144,13 +156,25 @@ class Stopwatch:
         for name in names:
             setattr(owner, name, self.timed(part, getattr(owner, name)))
 
-    def taken(self) -> dict[str, dict[str, float]]:
-        """Gives the times since the last call."""
-        told = {
+    def count(self, owner: type, name: str) -> None:
+        """Counts the calls of a method."""
+        method = getattr(owner, name)
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return method(*args, **kwargs)
+
+        setattr(owner, name, call)
+
+    def taken(self) -> dict[str, Any]:
+        """Gives the times and the counted calls since the last call."""
+        told: dict[str, Any] = {
             "wall": {k: round(v, 6) for k, v in self.wall.items()},
             "cpu": {k: round(v, 6) for k, v in self.cpu.items()},
         }
-        self.wall, self.cpu = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+        told["calls"] = self.calls
+        self.wall, self.cpu, self.calls = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0), 0
         return told
 
 
@@ -164,6 +188,7 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
 
     from search import engine
     from search.progress import Progress
+    from search.sampler import History
     from search.store import Store
     from search.tracking import Tracker, default_uri
 
@@ -173,6 +198,7 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
     clock = Clock()
     work.mkdir(parents=True)
     watch.watch(RDBStorage, _methods(BaseStorage), "store")
+    watch.count(History, "ask")
     store = Store.create(work, study, clock=clock)
     watch.watch(store, [name for name in _methods(Store) if name not in ("create", "read", "propose")], "store")
     watch.watch(store, ["propose"], "suggest")
@@ -242,7 +268,7 @@ class _Booked(Conductor):
     def book(self, watch: Stopwatch, lines: Any) -> None:
         """Begins."""
         self._watch, self._lines, self._start = watch, lines, time.perf_counter()
-        self._spent_on: dict[int, list[dict[str, dict[str, float]]]] = {}
+        self._spent_on: dict[int, list[dict[str, Any]]] = {}
         self._process = psutil.Process()
         watch.taken()
 
@@ -267,6 +293,7 @@ class _Booked(Conductor):
             "trial": number,
             "state": self.store.record(number).state.value,
             "reports": len(parts) - 1,
+            "asked": sum(part["calls"] for part in parts),
             "wall": _sum(part["wall"] for part in parts),
             "cpu": _sum(part["cpu"] for part in parts),
             "elapsed": round(time.perf_counter() - self._start, 3),
@@ -286,41 +313,41 @@ def _sum(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in total.items()}
 
 
-def alone(like: Path, out: Path) -> None:
-    """Tells as many trials, in the same states, to a plain study in memory with one sampler of the same settings."""
+def alone(trials: int, sampler: str, out: Path) -> None:
+    """Tells as many trials to a plain study in memory, and times a sampler of the same settings on some of them.
+
+    The others are random, since what a proposal costs depends on how many trials there are. Each is told its values:
+    so the search's sampler sees those that went to the end, and those that were stopped.
+    """
     from search import engine
 
-    head, rows, _ = read(like)
-    states = {row["trial"]: row["state"] for row in rows}
-    study = study_file(head["trials"], head["sampler"]["name"])
-    space: Space = engine.prepare_space(study)
+    study = study_file(trials, sampler)
+    space = engine.prepare_space(study)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = make_sampler(study.sampler, study.seed, 0)
-    plain = optuna.create_study(directions=[item.direction for item in study.objectives], sampler=sampler)
+    plain = optuna.create_study(directions=[item.direction for item in study.objectives])
+    timed = make_sampler(study.sampler, study.seed, 0)
+    rest = make_sampler(study.sampler.model_copy(update={"name": "random"}), study.seed, 0)
     process = psutil.Process()
     with out.open("w", encoding="utf-8") as lines:
-        print(json.dumps({**head, "kind": "alone", **machine()}), file=lines, flush=True)
-        began = time.perf_counter()
-        for number in range(len(states)):
+        told = {"kind": "alone", "trials": trials, "sampler": study.sampler.model_dump(mode="json"), **machine()}
+        print(json.dumps(told), file=lines, flush=True)
+        for number in range(trials):
+            shown = number < 100 or number % _EVERY == 0
+            plain.sampler = timed if shown else rest
             wall, cpu = time.perf_counter(), time.process_time()
             trial = plain.ask()
             ratio, accuracy = figures(space.suggest(trial))
-            if states[number] == TrialState.COMPLETE.value:
-                plain.tell(trial, [accuracy, 20 * ratio])
-            else:
-                plain.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            plain.tell(trial, [accuracy, 20 * ratio])
             line = {
                 "trial": number,
-                "state": states[number],
                 "wall": {"suggest": round(time.perf_counter() - wall, 6)},
                 "cpu": {"suggest": round(time.process_time() - cpu, 6)},
-                "elapsed": round(time.perf_counter() - began, 3),
                 "rss_mb": round(process.memory_info().rss / 2**20, 1),
             }
-            print(json.dumps(line), file=lines, flush=True)
+            if shown:
+                print(json.dumps(line), file=lines, flush=True)
         peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-        end = {"seconds": round(time.perf_counter() - began, 3), "peak_mb": peak}
-        print(json.dumps({"end": end}), file=lines, flush=True)
+        print(json.dumps({"end": {"peak_mb": peak}}), file=lines, flush=True)
 
 
 def machine() -> dict[str, Any]:
@@ -346,77 +373,71 @@ def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, An
     return lines[0], rows, next((line["end"] for line in lines if "end" in line), {})
 
 
-def window(rows: Sequence[Mapping[str, Any]], at: int) -> Sequence[Mapping[str, Any]]:
-    """The trials up to the ``at``-th that stand for it: half of them, at most 100."""
-    return rows[at - min(at // 2, 100) : at]
+def window(rows: Rows, at: int) -> Rows:
+    """The trials before number ``at`` that stand for it: half of them, at most 100."""
+    return [row for row in rows if at - min(at // 2, 100) <= row["trial"] < at]
 
 
-def _median(rows: Sequence[Mapping[str, Any]], clock: str, part: str) -> float:
-    """Milliseconds a trial; drawing, which few trials meet, by the mean."""
-    values = [1000 * row[clock][part] for row in rows]
-    return statistics.fmean(values) if part == "draw" else statistics.median(values)
-
-
-def _total(rows: Sequence[Mapping[str, Any]], clock: str) -> float:
-    return statistics.median(1000 * (sum(row[clock].values()) - row[clock].get("draw", 0.0)) for row in rows)
+def _mean(rows: Rows, clock: str, parts: Iterable[str] = PARTS) -> float:
+    """Milliseconds a trial. The mean, since trials that are stopped and trials that go on cost unlike much."""
+    return statistics.fmean(1000 * sum(row[clock].get(part, 0.0) for part in parts) for row in rows)
 
 
 def table(path: Path, beside: Path | None) -> str:
-    """Gives the markdown table: milliseconds a trial, wall and CPU, by part."""
+    """Gives the markdown table: milliseconds a trial by part, means over the window."""
     _, rows, end = read(path)
     plain = read(beside)[1] if beside else []
-    head = ["trials", "clock", *PARTS, "all but drawing", "sampler alone", "memory, MB", "written a trial, MB"]
+    head = ["trials", "clock", *PARTS, "in all", "sampler alone", "proposals", "reports", "MB", "MB written"]
     lines = [head, ["---"] * len(head)]
     for at in [*(at for at in _AT if at < len(rows)), len(rows)]:
-        some = window(rows, at)
-        first, last = some[0]["written_mb"], some[-1]["written_mb"]
+        some, others = window(rows, at), window(plain, at)
         for clock in ("wall", "cpu"):
-            cells = [str(at), clock, *(f"{_median(some, clock, part):.1f}" for part in PARTS)]
-            cells.append(f"{_total(some, clock):.1f}")
-            cells.append(f"{_median(window(plain, at), clock, 'suggest'):.1f}" if len(plain) >= at else "")
-            cells += [f"{some[-1]['rss_mb']:.0f}", f"{(last - first) / max(1, len(some) - 1):.2f}"]
+            cells = [str(at), clock, *(f"{_mean(some, clock, [part]):.1f}" for part in PARTS)]
+            cells += [f"{_mean(some, clock):.1f}", f"{_mean(others, clock):.1f}" if others else ""]
+            cells += [f"{statistics.fmean(row[name] for row in some):.1f}" for name in ("asked", "reports")]
+            cells.append(f"{max(row['rss_mb'] for row in some):.0f}")
+            written = max(row["written_mb"] for row in some) - min(row["written_mb"] for row in some)
+            cells.append(f"{written / max(1, len(some) - 1):.2f}")
             lines.append(cells)
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"{text}\n\n{json.dumps(end)}"
 
 
-def plot(path: Path, beside: Path | None, out: Path) -> None:
-    """Draws the running median of the time a trial against the number of trials, and memory below it."""
+def plot(path: Path, beside: Path | None, out: Path, clock: str) -> None:
+    """Draws the running mean of the time a trial against the number of trials, and memory below it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     _, rows, end = read(path)
+    plain = [row for row in read(beside)[1] if row["trial"] < len(rows)] if beside else []
     picture = Figure(figsize=(12, 9), dpi=130)
     FigureCanvasAgg(picture)
     above, below = picture.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-    step = max(1, len(rows) // 400)
-    places = range(step, len(rows) + 1, step)
+    step = max(1, len(rows) // 200)
+    places = [at for at in range(step, len(rows) + 1, step) if at >= 10]
 
-    def line(
-        values: Callable[[Sequence[Mapping[str, Any]]], float], of: Sequence[Mapping[str, Any]]
-    ) -> tuple[Any, Any]:
-        shown = [at for at in places if 10 <= at <= len(of)]
-        return shown, [values(window(of, at)) for at in shown]
+    def curve(of: Rows, value: Callable[[Rows], float], **look: Any) -> None:
+        found = [(at, value(window(of, at))) for at in places if window(of, at)]
+        above_or_below = below if look.pop("memory", False) else above
+        above_or_below.plot(*zip(*found), **look)
 
-    above.plot(*line(lambda some: _total(some, "wall"), rows), color="#222222", linewidth=2.4, label="all but drawing")
+    curve(rows, lambda some: _mean(some, clock), color="#222222", linewidth=2.4, label="in all")
     for colour, part in zip(_COLOURS, PARTS):
-        name = f"{part} (mean)" if part == "draw" else part
-        above.plot(*line(lambda some, part=part: _median(some, "wall", part), rows), color=colour, label=name)
-    if beside:
-        plain = read(beside)[1]
-        look = {"color": _COLOURS[0], "linestyle": "--", "label": "Optuna's sampler alone, in memory"}
-        above.plot(*line(lambda some: _median(some, "wall", "suggest"), plain), **look)
-    above.set_ylabel("ms a trial, running median of 100")
+        curve(rows, lambda some, part=part: _mean(some, clock, [part]), color=colour, label=f"{part}: {PARTS[part]}")
+    beside_look = {"color": _COLOURS[0], "linestyle": "--"}
+    if plain:
+        curve(plain, lambda some: _mean(some, clock), label="Optuna's sampler alone, in memory", **beside_look)
+        curve(plain, lambda some: some[-1]["rss_mb"], memory=True, label="Optuna's sampler alone", **beside_look)
+    curve(rows, lambda some: some[-1]["rss_mb"], memory=True, color="#222222", label="the driver")
+    above.set_ylabel(f"{clock.replace('cpu', 'CPU')} ms a trial, running mean of 100")
     above.set_title(f"The driver's time a trial, {len(rows):,} trials", loc="left", weight="bold")
-    below.plot(*line(lambda some: some[-1]["rss_mb"], rows), color="#222222", label="resident memory (MB)")
-    if beside:
-        below.plot(*line(lambda some: some[-1]["rss_mb"], plain), color=_COLOURS[0], linestyle="--", label="alone (MB)")
-    below.set_ylabel("MB")
+    below.set_ylabel("resident memory, MB")
     below.set_xlabel("trials" + (f"; peak memory {end['peak_mb']:,.0f} MB" if end else ""))
     for axes in (above, below):
         axes.set_ylim(bottom=0)
+        axes.set_xlim(0, len(rows))
         axes.grid(color="#E4E4E4")
-        axes.legend(loc="upper left", fontsize=9, ncols=2)
+        axes.legend(loc="upper left", fontsize=9)
     picture.tight_layout()
     picture.savefig(out)
 
@@ -426,28 +447,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("search", help="the whole path")
-    one.add_argument("--trials", type=int, default=5000)
-    one.add_argument("--sampler", default="tpe")
     one.add_argument("--work", type=Path, required=True, help="a new folder, outside the repository")
     one.add_argument("--out", type=Path, required=True)
     two = commands.add_parser("alone", help="the library's sampler alone")
-    two.add_argument("--like", type=Path, required=True, help="a result of search")
     two.add_argument("--out", type=Path, required=True)
+    for command in (one, two):
+        command.add_argument("--trials", type=int, default=5000)
+        command.add_argument("--sampler", default="tpe")
     for name in ("table", "plot"):
         three = commands.add_parser(name)
         three.add_argument("result", type=Path)
         three.add_argument("alone", type=Path, nargs="?")
         if name == "plot":
             three.add_argument("--out", type=Path, required=True)
+            three.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     options = parser.parse_args()
     if options.command == "search":
         search(options.trials, options.sampler, options.work, options.out)
     elif options.command == "alone":
-        alone(options.like, options.out)
+        alone(options.trials, options.sampler, options.out)
     elif options.command == "table":
         print(table(options.result, options.alone))
     else:
-        plot(options.result, options.alone, options.out)
+        plot(options.result, options.alone, options.out, options.clock)
     return 0
 
 

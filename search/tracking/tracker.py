@@ -186,8 +186,8 @@ class Tracker:
     def study(self, records: Sequence[TrialRecord]) -> None:
         """Draws the study anew on its parent run: plots, tables, hypervolume, counts, and which trials are the front.
 
-        Takes about a second, with thousands of trials two or three, so call it now and then. Hypervolume is written up to
-        the last full compute minute.
+        Takes about a second, with thousands of trials two or three, so call it now and then. Hypervolume is written up
+        to the last full compute minute.
         """
         self._known.update({record.number: record for record in records})
         self._guarded(lambda: self._draw(final=False))

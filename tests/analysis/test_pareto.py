@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import pareto
@@ -106,6 +106,25 @@ def test_curves_follow_the_order_of_finish() -> None:
     assert [row["compute_hours"] for row in rows] == pytest.approx([0.25, 1.25, 1.75])
     assert [row["hypervolume"] for row in rows] == pytest.approx([30.0, 30.0, 60.0])
     assert pareto.hypervolume_curves([], TWO, (0.0, 200.0)) == []
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@settings(deadline=None)
+@given(data=st.data())
+def test_curves_are_what_is_measured_anew_after_each_trial(count: int, data: st.DataObject) -> None:
+    """With duplicates, points beyond the reference, figures that are missing, and points that drive others out."""
+    objectives = (Objective("a", "maximize"), Objective("b", "minimize"), Objective("c", "maximize"))[:count]
+    reference = (0.5, 4.5, 0.5)[:count]
+    figure = st.one_of(st.integers(0, 5).map(float), st.just(math.nan))
+    table = data.draw(st.lists(st.tuples(*[figure] * count), max_size=15))
+    trials = [
+        TrialRecord(i, DONE, metrics=dict(zip("abc", row, strict=False)), finished=float(i))
+        for i, row in enumerate(table)
+    ]
+    rows = pareto.hypervolume_curves(trials, objectives, reference)
+    anew = [pareto.hypervolume(trials[: i + 1], objectives, reference) for i in range(len(trials))]
+    assert [row["hypervolume"] for row in rows] == pytest.approx(anew)
+    assert all(one["hypervolume"] <= other["hypervolume"] for one, other in pairwise(rows))
 
 
 def test_reference_is_fixed_by_the_baseline() -> None:

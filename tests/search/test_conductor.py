@@ -461,14 +461,14 @@ def test_reports_of_an_ended_trial_are_refused(play):
 
 
 def test_the_kind_of_device_is_kept(play):
-    from search.engine import _check_speed_device
+    from search.engine import check_speed_device
     from spaces.errors import UserError
 
     play.baseline()
     records = play.store.records()
-    _check_speed_device(play.store, records, "cpu")
+    check_speed_device(play.store, records, "cpu")
     with pytest.raises(UserError, match=r"speed\.device: must stay cpu"):
-        _check_speed_device(play.store, records, "cuda")
+        check_speed_device(play.store, records, "cuda")
 
 
 def sweeping_space(on_images=True):
@@ -661,7 +661,10 @@ def test_nothing_starts_before_the_shared_warm_start_is_there(tmp_path):
 
 def test_the_epochs_of_the_warm_start_are_the_budgets_unless_said(tmp_path):
     assert Play(tmp_path, weights={"from": "baseline"}).next().warm.epochs == 4
-    assert Play(tmp_path / "scratch").next().warm is None
+
+
+def test_without_a_warm_start_none_is_asked_for(play):
+    assert play.next().warm is None
 
 
 def test_after_a_kill_all_wait_until_the_warm_start_was_found_again(tmp_path):

@@ -100,7 +100,8 @@ def test_the_shared_warm_start_has_the_epochs_of_the_budget_or_its_own(tmp_path)
     assert load(write(tmp_path, SAMPLE), ["weights.epochs=5"]).warm_epochs == 5
     assert load(write(tmp_path, SAMPLE), ["weights.from=scratch"]).warm_epochs is None
     assert refusal(changed("weights", {"from": "scratch", "epochs": 3})) == (
-        "weights: must have epochs only with from: baseline, whose training they are of, but from is scratch."
+        "small.yaml: weights: must have epochs only with from: baseline, whose training they are of, "
+        "but from is scratch."
     )
     assert "weights.epochs: must be greater than or equal to 1" in refusal(
         changed("weights", {"from": "baseline", "epochs": 0})
@@ -194,7 +195,11 @@ def test_an_unknown_key_of_an_objective_names_the_nearest_right_one():
         ("rungs", False, "rungs: must be a section of keys and values, but got False."),
         ("rungs.first", 0, "rungs.first: must be greater than 0, but got 0."),
         ("rungs.factor", 1, "rungs.factor: must be greater than or equal to 2, but got 1."),
-        ("sampler.name", "TPE", "sampler.name: must be 'tpe' or 'random', but got 'TPE'."),
+        (
+            "sampler.name",
+            "TPE",
+            "sampler.name: must be 'tpe', 'nsgaii', 'nsgaiii', 'gp', 'random' or 'grid', but got 'TPE'.",
+        ),
         ("sampler.startup", 0, "sampler.startup: must be greater than or equal to 1, but got 0."),
         ("weights.from", 3, "weights.from: must be text, but got 3."),
         ("training.lr", 0, "training.lr: must be greater than 0, but got 0."),
@@ -244,7 +249,7 @@ def test_wrong_objectives_are_refused(objectives, rule):
 
 def test_several_wrong_keys_are_told_at_once():
     raw = changed("budget", {"trials": 0, "epcohs": 3})
-    raw["sampler"] = {"name": "grid"}
+    raw["sampler"] = {"name": "grids"}
     message = refusal(raw)
     assert [key in message for key in ("budget.trials", "'epochs'", "sampler.name")] == [True] * 3
     assert len(message.splitlines()) == 3
@@ -307,7 +312,7 @@ def test_paths_of_the_file_and_of_overrides_have_different_roots(tmp_path, monke
 
 def test_words_and_absolute_addresses_are_no_paths(tmp_path):
     study = load(write(tmp_path, SAMPLE), ["weights.backbone=none", "storage=sqlite:////var/x.db"])
-    assert (study.weights.from_, study.weights.backbone, study.storage) == ("scratch", "none", "sqlite:////var/x.db")
+    assert (study.weights.from_, study.weights.backbone, study.storage) == ("baseline", "none", "sqlite:////var/x.db")
     study = load(write(tmp_path, SAMPLE), ["storage=postgresql://h/db", "tracking.uri=http://h:5000"])
     assert (study.storage, study.tracking.uri) == ("postgresql://h/db", "http://h:5000")
 

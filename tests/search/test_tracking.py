@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from analysis.record import EpochRecord, Objective, SweepPoint, TrialRecord, TrialState
-from search.tracking import Tracker, default_uri, find_run, page_url, public_uri, ui_command
+from search.tracking import Tracker, default_uri, find_run, page_url, public_uri, server, ui_command
 from search.tracking import tracker as module
 from search.tracking.content import content_of, volume_metrics
 from spaces.errors import UserError
@@ -494,3 +494,71 @@ def test_content_depends_on_the_record_alone() -> None:
     assert content_of(ended(1)).fingerprint == content_of(ended(1)).fingerprint
     assert content_of(ended(1)).fingerprint != content_of(running(1, 3)).fingerprint
     assert volume_metrics([], [], final=True) == {}
+
+
+def test_what_a_trial_costs_does_not_grow_with_their_number(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No search for a run that is new, no reading of series that were written, and as many calls for each trial."""
+    tracker = place.open()
+    client, calls = tracker._client, []
+
+    def count(name: str) -> None:
+        method = getattr(client, name)
+
+        def counted(*what: object, **more: object) -> object:
+            calls.append(name)
+            return method(*what, **more)
+
+        monkeypatch.setattr(client, name, counted)
+
+    for name in dir(client):
+        if name.startswith(("log_", "create_", "search_", "get_", "set_", "update_")):
+            count(name)
+
+    def life(number: int) -> list[str]:
+        calls.clear()
+        for record in (running(number, 0), running(number, 1), running(number, 1), running(number, 2), ended(number)):
+            tracker.trial(record)
+        return list(calls)
+
+    first, *others = [life(number) for number in range(8)]
+    assert first == ["create_run", "log_batch", "log_batch", "log_batch", "log_batch", "set_terminated"]
+    assert all(one == first for one in others)
+    # A drawing writes only what is new: one trial's place on the front, and one line of the parent's.
+    tracker.study([ended(number) for number in range(8)])
+    life(8)
+    calls.clear()
+    tracker.study([ended(number) for number in range(9)])
+    assert calls == ["log_batch", "log_artifacts", "log_batch"]
+    # A restart reads no series of trials that have ended.
+    again = place.open()
+    monkeypatch.setattr(again._client, "get_metric_history", lambda *_: pytest.fail("a series is read again"))
+    again.reconcile([ended(number) for number in range(9)])
+    assert not again.pending
+    assert len(place.children(again)) == 9
+
+
+def test_many_runs_are_read_page_by_page(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where several have begun at the same moment."""
+    first = place.open()
+    records = [replace(ended(number), started=1000.0 + number // 4) for number in range(11)]
+    for record in records:
+        first.trial(record)
+    before = [run.info.run_id for run in place.children(first)]
+    monkeypatch.setattr(server, "_PAGE", 3)
+    second = place.open()
+    assert sorted(second._children, key=int) == [str(number) for number in range(11)]
+    second.reconcile(records)
+    assert [run.info.run_id for run in place.children(second)] == before
+
+
+def test_a_kill_after_a_trial_ran_again_is_repaired(place: Place) -> None:
+    """The run still held the mark of an end that is no longer true."""
+    failed = replace(ended(1, TrialState.FAILED), metrics={}, curve=running(1, 1).curve, reason="worker died")
+    first = place.open()
+    first.trial(failed)
+    first.trial(running(1, 2))
+    second = place.open()
+    second.reconcile([failed])  # as a store that was set back would have it
+    [run] = place.children(second)
+    assert (run.info.status, run.data.tags["headway.state"]) == ("FAILED", "FAILED")
+    assert place.series(run, "epoch/bbox_mAP") == [(1, 0.1)]

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from spaces.base import facts
 from spaces.space import Space, build_space
 from trainers import together
 from trainers.config import load_base
-from trainers.contract import DataRequest, SpeedRequest, TrialFailed, TrialRequest
+from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialFailed, TrialReport, TrialRequest
 from trainers.detector import train
 from trainers.digits import write_digits
 from trainers.speed import clock_of
@@ -152,10 +153,14 @@ def test_detectors_that_depend_on_images_are_trained_ones_on_images(data: DataRe
     member = Member(label="1", knobs=design, folder=str(folder))
     with pytest.raises(TrialFailed, match="the trained weights of 1 are gone from"):
         measure(asked(data, tmp_path, [member], base))
-    train(
-        TrialRequest(number=1, base=base, knobs=design, data=data, folder=str(folder), epochs=1, batch=2),
-        lambda report: None,
-    )
+    further = SweepRequest(settings={1: space.sweep(design)[1]}, speed=None)
+    request = TrialRequest(number=1, base=base, knobs=design, data=data, folder=str(folder), epochs=1, batch=2)
+    reports: list[TrialReport] = []
+    train(replace(request, sweep=further), reports.append)
+    (swept,) = [report for report in reports if report.phase == "swept"]
+    # Accuracy alone: a confirmation's latencies are measured together.
+    assert swept.attrs == {"index": 1}
+    assert "bbox_mAP" in swept.metrics and not [name for name in swept.metrics if name.startswith("latency")]
     (run,) = measure(asked(data, tmp_path, [member], base))
     assert run.on_images
     assert list(run.ratios) == ["1"]

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from analysis.record import EpochRecord, Objective, TrialRecord, TrialState
-from search.proposals import check_sampler, earlier_points
+from search.proposals import Proposals, check_sampler, earlier_points
 from search.sampler import History, make_sampler, projected
 from search.store import Store
 from search.study import SamplerSection, parse
@@ -306,3 +306,39 @@ def test_a_design_that_is_not_proposed_is_not_recalled():
         assert space.recall(full.canonicalise(values)) is None
     assert space.recall({}) is None
     assert space.recall(full.canonicalise({"slimhead.levels": [0]})) is not None
+
+
+def test_a_sampler_that_repeats_itself_gets_the_nearest_untried_design():
+    space = build_space({"slimhead": {"levels": [[0], [1]], "ratio": [0.5, 0.7], "mode": "nearest"}}, GFL)
+    wanted = space.canonicalise({"slimhead.levels": [0], "slimhead.ratio": 0.5})
+    far = space.canonicalise({"slimhead.levels": [1], "slimhead.ratio": 0.7})
+    proposals = Proposals(make_study(), space)
+    tried = {design_hash(wanted)}
+    found = []
+    for number in (1, 2, 3):
+        proposal = proposals._nearest(space.recall(wanted), number, lambda design: design_hash(design) in tried)
+        tried.add(design_hash(proposal.design))
+        found.append(proposal.design)
+        assert space.suggest(optuna.trial.FixedTrial(proposal.asked.params)) == proposal.design
+    # Two designs differ from the wanted one in one answer, the last one in two.
+    assert found[2] == far
+    assert proposals._nearest(space.recall(wanted), 4, lambda design: True) is None
+
+
+def test_a_proposal_is_one_write_and_a_record_is_read_once(tmp_path, monkeypatch):
+    """However many trials there are, a proposal writes once, and nothing is read back from the database."""
+    store = Store.create(tmp_path, make_study())
+    store.propose_baseline(SPACE)
+    for number in range(1, 6):
+        store.propose(SPACE)
+        finish(store, number - 1)
+    calls = []
+    for name in ("get_all_trials", "get_trial", "create_new_trial", "set_trial_user_attr", "set_trial_param"):
+        real = getattr(store._storage, name)
+        monkeypatch.setattr(
+            store._storage, name, lambda *a, _real=real, _name=name, **k: (calls.append(_name), _real(*a, **k))[1]
+        )
+    store.propose(SPACE)
+    assert calls == ["create_new_trial"]
+    store.records()
+    assert calls == ["create_new_trial"]

@@ -173,7 +173,7 @@ def killed_at(store, monkeypatch, write):
 
 
 def every_kill(folder, monkeypatch, prepare, act, writes=3):
-    """Yields the folder of a store for each moment at which ``act`` can be killed, until it comes to its end after ``writes`` or more."""
+    """Yields the folder of a store for each moment at which ``act`` can be killed, of which there are ``writes``."""
     for write in range(60):
         place = folder / str(write)
         place.mkdir()

@@ -5,7 +5,7 @@ never come onto a front, and every look would be a look into a database. A ``His
 see it:
 
 - COMPLETE: its objective values.
-- STOPPED: its costs, which were known before training, and the accuracy that it would have reached (``projected``). A
+- STOPPED: its costs, which were known before training, and the accuracy that it would have reached (``Growth``). A
   sampler that knew only that it was stopped would learn nothing from three trials in four.
 - INFEASIBLE: its constraints and by how much they are broken, no values. TPE ranks it behind all that are feasible;
   genetic algorithms and Gaussian processes do not look at it.
@@ -16,8 +16,8 @@ see it:
 
 from __future__ import annotations
 
+import bisect
 import math
-import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,29 +63,41 @@ def make_sampler(section: SamplerSection, seed: int, proposals: int) -> BaseSamp
         return RandomSampler(seed=seed)
 
 
-def projected(record: TrialRecord, complete: Sequence[TrialRecord], metric: str) -> float:
-    """Gives the accuracy that a STOPPED trial would have reached with the whole budget.
-
-    That is what it had when it stopped, grown as the COMPLETE trials have grown since that epoch (median ratio), but no
-    more than the best of them reached.
+class Growth:
+    """How accuracy grows from each epoch to the end, learned from COMPLETE trials.
 
     Args:
-        record: The trial.
-        complete: COMPLETE trials of the study.
         metric: The accuracy objective.
     """
-    last = record.curve[-1]
-    reached = last.metrics.get(metric, 0.0)
-    growth, finals = [], []
-    for other in complete:
-        then = next((item.metrics.get(metric, 0.0) for item in other.curve if item.epoch == last.epoch), 0.0)
-        final = other.metrics.get(metric, math.nan)
-        if then > 0 and math.isfinite(final):
-            growth.append(final / then)
-            finals.append(final)
-    if not growth:
-        return reached
-    return max(reached, min(reached * statistics.median(growth), max(finals)))
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self._ratios: dict[int, list[float]] = {}  # by epoch, ascending
+        self._best: dict[int, float] = {}
+
+    def add(self, record: TrialRecord) -> None:
+        """Learns from a COMPLETE trial."""
+        final = record.metrics.get(self._metric, math.nan)
+        for item in record.curve:
+            then = item.metrics.get(self._metric, 0.0)
+            if then > 0 and math.isfinite(final):
+                bisect.insort(self._ratios.setdefault(item.epoch, []), final / then)
+                self._best[item.epoch] = max(final, self._best.get(item.epoch, 0.0))
+
+    def projected(self, record: TrialRecord) -> float:
+        """Gives the accuracy that a STOPPED trial would have reached with the whole budget.
+
+        That is what it had when it stopped, grown as the COMPLETE trials have grown since that epoch (median ratio),
+        but no more than the best of them reached. What it had, while no COMPLETE trial tells more.
+        """
+        last = record.curve[-1]
+        reached = last.metrics.get(self._metric, 0.0)
+        ratios = self._ratios.get(last.epoch)
+        if not ratios:
+            return reached
+        middle = len(ratios) // 2
+        median = ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
+        return max(reached, min(reached * median, self._best[last.epoch]))
 
 
 @dataclass(frozen=True)
@@ -115,8 +127,8 @@ class History:
         )
         self._ids: dict[int, int] = {}
         self._stopped: dict[int, TrialRecord] = {}
-        self._complete: list[TrialRecord] = []
-        self._projected_from = 0
+        self._growth = Growth(self._objectives[0].metric)
+        self._grown = False
 
     def ask(self, sampler: BaseSampler) -> optuna.Trial:
         """Begins a proposal; ``keep`` or ``drop`` ends it."""
@@ -165,7 +177,8 @@ class History:
         state = OptunaState.FAIL
         if record.state is TrialState.COMPLETE:
             state, values = OptunaState.COMPLETE, [record.metrics[item.metric] for item in self._objectives]
-            self._complete.append(record)
+            self._growth.add(record)
+            self._grown = True
         elif record.state is TrialState.STOPPED:
             values = self._values(record)
             state = OptunaState.COMPLETE if values else OptunaState.PRUNED
@@ -186,10 +199,9 @@ class History:
 
     def _values(self, record: TrialRecord) -> list[float] | None:
         """The values of a STOPPED trial, ``None`` where a cost is not known before training."""
-        accuracy = self._objectives[0].metric
         if not record.curve:
             return None
-        values = [projected(record, self._complete, accuracy)]
+        values = [self._growth.projected(record)]
         for item in self._objectives[1:]:
             if item.maximize:
                 last = record.curve[-1].metrics.get(item.metric, math.nan)
@@ -200,8 +212,8 @@ class History:
 
     def _project(self) -> None:
         """Projects the STOPPED trials anew when more trials are COMPLETE."""
-        if self._projected_from == len(self._complete):
+        if not self._grown:
             return
-        self._projected_from = len(self._complete)
+        self._grown = False
         for number, record in self._stopped.items():
             self._storage.get_trial(self._ids[number]).values = self._values(record)

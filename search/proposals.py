@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from analysis.record import TrialRecord, TrialState
+from analysis.record import Objective, TrialRecord, TrialState
 from search.designs import listed
 from search.sampler import Asked, History, make_sampler
 from search.study import SamplerSection, Study
@@ -64,8 +64,18 @@ def check_sampler(study: Study, space: Space) -> None:
         space.designs()
     if study.sampler.name != "gp":
         return
+    come_and_go = conditional_knobs(space)
+    if come_and_go:
+        raise UserError(
+            f"sampler.name: must be {choices(['tpe', 'nsgaii', 'nsgaiii', 'random'])} for a space whose knobs come and "
+            f"go; gp needs the same knobs in every design, but not always there are {choices(come_and_go[:6])}."
+        )
+
+
+def conditional_knobs(space: Space) -> list[str]:
+    """Lists what a sampler is asked for in some designs only, as far as 32 random ones tell."""
     found: list[set[str]] = []
-    rehearsal = History(study.objective_records)
+    rehearsal = History((Objective("bbox_mAP", "maximize"),))
     for stream in range(32):
         trial = rehearsal.ask(make_sampler(_RANDOM, 0, stream))
         try:
@@ -74,12 +84,7 @@ def check_sampler(study: Study, space: Space) -> None:
             continue
         found.append(set(trial.params))
     names = {name for one in found for name in one}
-    come_and_go = sorted(name for name in names if not all(name in one for one in found))
-    if come_and_go:
-        raise UserError(
-            f"sampler.name: must be {choices(['tpe', 'nsgaii', 'nsgaiii', 'random'])} for a space whose knobs come and "
-            f"go; gp needs the same knobs in every design, but not always there are {choices(come_and_go[:6])}."
-        )
+    return sorted(name for name in names if not all(name in one for one in found))
 
 
 class Proposals:
@@ -127,7 +132,9 @@ class Proposals:
             return self._untried_one(number, tried)
         for attempt in range(_REPEATS if self._countable else _ATTEMPTS):
             section = self._study.sampler if attempt < _OWN_ATTEMPTS else _RANDOM
-            trial = self._history.ask(make_sampler(section, self._study.seed, number * _ATTEMPTS + attempt))
+            stream = number * _ATTEMPTS + attempt
+            sampler = make_sampler(section, self._study.seed, stream, conditional=self._conditional)
+            trial = self._history.ask(sampler)
             try:
                 design = self.space.suggest(trial)
             except UserError:
@@ -154,6 +161,10 @@ class Proposals:
         if self._study.sampler.known:
             return [(design, {"known": True}) for design in self.space.known()]
         return []
+
+    @cached_property
+    def _conditional(self) -> bool:
+        return bool(conditional_knobs(self.space))
 
     @cached_property
     def _countable(self) -> bool:

@@ -35,7 +35,7 @@ from analysis.record import Objective, TrialRecord, TrialState
 from search.study import SamplerSection
 
 
-def make_sampler(section: SamplerSection, seed: int, proposals: int) -> BaseSampler:
+def make_sampler(section: SamplerSection, seed: int, proposals: int, *, conditional: bool = True) -> BaseSampler:
     """Builds the sampler of one proposal.
 
     The seed follows from the number of proposals so far, so a study that is continued proposes what an undisturbed
@@ -45,6 +45,8 @@ def make_sampler(section: SamplerSection, seed: int, proposals: int) -> BaseSamp
         section: The study file's ``sampler``; ``grid`` draws nothing and is none of these.
         seed: The study's seed.
         proposals: Proposals made before this one.
+        conditional: Whether knobs come and go with others. TPE then models each group of knobs that occur together
+            jointly, else each knob by itself, which found better fronts there (docs/decisions.md).
     """
     seed = (seed * 1_000_003 + proposals) % 2**31
     with warnings.catch_warnings():
@@ -52,7 +54,11 @@ def make_sampler(section: SamplerSection, seed: int, proposals: int) -> BaseSamp
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if section.name == "tpe":
             return TPESampler(
-                n_startup_trials=section.startup, multivariate=True, group=True, constant_liar=True, seed=seed
+                n_startup_trials=section.startup,
+                multivariate=conditional,
+                group=conditional,
+                constant_liar=True,
+                seed=seed,
             )
         if section.name == "gp":
             return GPSampler(n_startup_trials=section.startup, seed=seed)

@@ -93,8 +93,9 @@ class Searches:
 
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, Any]]) -> Searches:
-        """Reads the lines of one file."""
-        lines = sorted(lines, key=lambda line: line["seed"])
+        """Reads the lines of one file; of a seed that two runs did at once, one."""
+        by_seed = {line["seed"]: line for line in lines}
+        lines = [by_seed[seed] for seed in sorted(by_seed)]
         curves = [np.array(line["curve"]) for line in lines]
         unit, best = lines[0]["training_seconds"], lines[0]["best"]
         return cls(

@@ -250,7 +250,7 @@ class Driver:
     """The command over one study."""
 
     def __init__(self, place, folder, **behaviour):
-        self.folder = place
+        self.folder, self.processes = place, []
         self.log, self.gate = folder / "log.txt", folder / "gate"
         paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
         self.environment = {
@@ -262,7 +262,8 @@ class Driver:
     def start(self, seeds):
         command = [sys.executable, str(HERE / "drive_confirm.py"), str(self.folder), str(seeds)]
         with self.log.open("a") as log:
-            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+            self.processes.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
+        return self.processes[-1]
 
     def wait_for(self, process, text, seconds=400):
         deadline = time.monotonic() + seconds
@@ -287,9 +288,16 @@ def headway(capsys, *arguments):
     return status, captured.out, captured.err
 
 
+@pytest.fixture
+def driver(study, tmp_path):
+    made = Driver(study[1], tmp_path, die="2/seed1", nan="0/seed2")
+    yield made
+    for process in made.processes:
+        process.kill()
+
+
 @pytest.mark.timeout(1500)
-def test_killed_and_continued_nothing_is_trained_twice(study, tmp_path, capsys):
-    driver = Driver(study[1], tmp_path, die="2/seed1", nan="0/seed2")
+def test_killed_and_continued_nothing_is_trained_twice(driver, capsys):
     process = driver.start(3)
     driver.wait_for(process, "trial   0 seed 1  epoch 1/2")
     status, out, err = headway(capsys, "confirm", driver.folder, "--studies", driver.folder.parent)

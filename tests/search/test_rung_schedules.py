@@ -43,28 +43,34 @@ class Killed(BaseException):
 
 
 class Writes:
-    """Counts what is written to any database, and kills the driver before a given one."""
+    """Sees all that is written to any database, and kills the driver before a write."""
 
     def __init__(self):
-        self.count, self.last = 0, None
+        self.count, self.last, self.deadly = 0, None, None
 
-    def live(self, last):
-        """A driver begins that has ``last`` writes to live, ``None`` for all it wants."""
-        self.count, self.last = 0, last
+    def live(self, last, deadly=lambda write: False):
+        """A driver begins that has ``last`` writes to live, ``None`` for all it wants, and none that is ``deadly``."""
+        self.count, self.last, self.deadly = 0, last, deadly
 
-    def statement(self, connection, cursor, statement, *_):
-        if statement.split(None, 1)[0] in ("INSERT", "UPDATE", "DELETE"):
-            connection.info["wrote"] = True
+    def statement(self, connection, cursor, statement, parameters, *_):
+        verb, *words = statement.split()
+        if verb in ("INSERT", "UPDATE", "DELETE"):
+            table = words[verb != "UPDATE"]
+            told = parameters[-1] if isinstance(parameters, list) else parameters
+            # What it is about, without times: the same in another life.
+            about = [item for item in told if isinstance(item, int) or str(item).startswith(("headway:", '"', "{"))]
+            connection.info["write"] = [table, *about]
 
     def commit(self, connection):
-        if connection.info.pop("wrote", False):
+        write = connection.info.pop("write", None)
+        if write is not None:
             self.count += 1
-            if self.last is not None and self.count > self.last:
+            if (self.last is not None and self.count > self.last) or self.deadly(write):
                 connection.connection.rollback()  # as the database does for a process that is gone
                 raise Killed
 
     def rollback(self, connection):
-        connection.info.pop("wrote", None)
+        connection.info.pop("write", None)
 
 
 @contextmanager
@@ -175,25 +181,33 @@ class World:
     deaths: list = field(default_factory=list)
     """Writes that each driver in turn has to live; the one after the last lives on."""
     chaos: int | None = None
-    """Draws which trials' processes die and when what was reported before is reported again; ``None`` for never."""
+    """Draws further deaths of drivers, those of trials' processes, and when what was reported before is said again."""
     checkpoints: dict = field(default_factory=dict)
     taken: set = field(default_factory=set)
     lost: set = field(default_factory=set)
     lives: list = field(default_factory=list)
 
     def run(self):
-        """Runs the study to its end through all deaths; returns the store's content."""
-        for last in [*self.deaths, None]:
-            self.writes.live(last)
-            try:
+        """Runs the study to its end through all deaths."""
+        deaths = iter(self.deaths)
+        ended = False
+        while not ended:
+            self.writes.live(next(deaths, None), self.deadly)
+            with suppress(Killed):
                 self.drive()
-                break
-            except Killed:
-                pass
-            finally:
-                self.lives.append(self.writes.count)
+                ended = True
+            self.lives.append(self.writes.count)
         self.writes.live(None)
         return self
+
+    def deadly(self, write):
+        """Whether the driver dies before a write, once; most often before one that ends something."""
+        if self.chaos is None or len(self.lives) > 12 or str(write) in self.lost:
+            return False
+        self.lost.add(str(write))
+        decisive = ("rungs", "reason", "state", "finished", "reference_ms", "constraint", "trials", "trial_values")
+        share = 0.3 if any(word in str(write) for word in decisive) else 0.03
+        return chance(self.chaos, write) < share
 
     def drive(self):
         """One driver process, with the trials' processes that die with it."""
@@ -324,7 +338,7 @@ CASES = {
     "method": st.sampled_from(["like_speed", "mo_asha"]),
     "objectives": st.sampled_from([("latency_ms",), ("latency_ms", "params_m")]),
 }
-DEATHS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
+DEATHS = st.lists(st.integers(0, 40), max_size=3)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -342,16 +356,15 @@ def test_deaths_at_random_points_end_in_the_same_rungs_states_and_proposals(samp
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_drivers_that_die_one_after_the_other_end_in_the_same(sampler):
-    case = Case(7, sampler, trials=7, epochs=5, concurrent=3)
+    case = Case(3, sampler, trials=7, epochs=5, concurrent=3)
     with world(case) as undisturbed:
         states = {record.state for record in undisturbed.store.records()}
         # A check of all ends: none is missing.
         assert states == {TrialState.COMPLETE, TrialState.STOPPED, TrialState.INFEASIBLE, TrialState.FAILED}
-        for writes in (19, 26):
-            with world(case, [*range(5), *[writes] * 25], writes) as disturbed:
-                assert disturbed.end == undisturbed.end
-                assert disturbed.told == undisturbed.told
-                assert len(disturbed.lives) > 6 and disturbed.lost
+        with world(case, [*range(5), *[23] * 20], chaos=1) as disturbed:
+            assert len(disturbed.lives) > 12
+            assert disturbed.end == undisturbed.end
+            assert disturbed.told == undisturbed.told
 
 
 def check_fronts(world):

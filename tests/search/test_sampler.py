@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from analysis.record import EpochRecord, Objective, TrialRecord, TrialState
-from search.proposals import Proposals, check_sampler, earlier_points
+from search.proposals import Proposals, check_sampler, conditional_knobs, earlier_points
 from search.sampler import Growth, History, make_sampler
 from search.store import Store
 from search.study import SamplerSection, parse
@@ -166,6 +166,16 @@ def test_gp_is_refused_where_knobs_come_and_go():
         "sampler.name: must be tpe, nsgaii, nsgaiii or random for a space whose knobs come and go"
     )
     assert "dcn.placement.cls.0" in message
+
+
+def test_tpe_models_groups_only_where_knobs_come_and_go(tmp_path):
+    assert conditional_knobs(FIXED) == []
+    assert "slimhead.mode" in conditional_knobs(SPACE)
+    section = SamplerSection(name="tpe")
+    assert not make_sampler(section, 0, 0, conditional=False)._group
+    assert make_sampler(section, 0, 0, conditional=True)._group
+    designs = play(tmp_path / "undisturbed", 10, space=FIXED)
+    assert play(tmp_path / "continued", 10, restarts=(2, 7), space=FIXED) == designs
 
 
 def test_grid_tries_every_design_once(tmp_path):

@@ -114,7 +114,6 @@ def _learn_then_train(request: TrialRequest, report: Report) -> None:
     begin = time.monotonic()
     learned = learning.read(request)
     if learned is None:
-
         started: dict[str, float] = {}
 
         def epochs_only(message: TrialReport) -> None:

@@ -202,11 +202,11 @@ class World:
 
     def deadly(self, write):
         """Whether the driver dies before a write, once; most often before one that ends something."""
-        if self.chaos is None or len(self.lives) > 12 or str(write) in self.lost:
+        if self.chaos is None or len(self.lives) > 15 or str(write) in self.lost:
             return False
         self.lost.add(str(write))
         decisive = ("rungs", "reason", "state", "finished", "reference_ms", "constraint", "trials", "trial_values")
-        share = 0.3 if any(word in str(write) for word in decisive) else 0.03
+        share = 0.2 if any(word in str(write) for word in decisive) else 0.03
         return chance(self.chaos, write) < share
 
     def drive(self):
@@ -322,7 +322,8 @@ def world(case, deaths=(), chaos=None):
     folder = Path(tempfile.mkdtemp(prefix="headway-schedule-"))
     try:
         with counted_writes() as writes:
-            yield World(case, folder, writes, list(deaths), chaos).run()
+            made = World(case, folder, writes, list(deaths), chaos).run()
+        yield made
     finally:
         shutil.rmtree(folder)
 
@@ -343,26 +344,30 @@ DEATHS = st.lists(st.integers(0, 40), max_size=3)
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_deaths_at_random_points_end_in_the_same_rungs_states_and_proposals(sampler):
-    @settings(SETTINGS, max_examples=5)
+    drivers = []
+
+    @settings(SETTINGS, max_examples=3)
     @given(case=st.builds(Case, sampler=st.just(sampler), **CASES), deaths=DEATHS, chaos=st.integers(0, 10**6))
     def check(case, deaths, chaos):
         with world(case) as undisturbed, world(case, deaths, chaos) as disturbed:
+            drivers.append(len(disturbed.lives))
             assert disturbed.end == undisturbed.end
             assert disturbed.told == undisturbed.told
             check_fronts(undisturbed)
 
     check()
+    assert sum(drivers) > 2 * len(drivers)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_drivers_that_die_one_after_the_other_end_in_the_same(sampler):
-    case = Case(3, sampler, trials=7, epochs=5, concurrent=3)
-    with world(case) as undisturbed:
+    with world(Case(3, sampler, trials=7, epochs=5, concurrent=3)) as undisturbed:
         states = {record.state for record in undisturbed.store.records()}
-        # A check of all ends: none is missing.
+        # No end is missing from what is compared.
         assert states == {TrialState.COMPLETE, TrialState.STOPPED, TrialState.INFEASIBLE, TrialState.FAILED}
-        with world(case, [*range(5), *[23] * 20], chaos=1) as disturbed:
-            assert len(disturbed.lives) > 12
+        check_fronts(undisturbed)
+        with world(undisturbed.case, [*range(5), 29, 29, 29], chaos=0) as disturbed:
+            assert len(disturbed.lives) > 8
             assert disturbed.end == undisturbed.end
             assert disturbed.told == undisturbed.told
 

@@ -45,11 +45,11 @@ from trainers.contract import DataRequest, TrialReport, TrialRequest  # noqa: E4
 from trainers.replay import Step  # noqa: E402
 
 PARTS = {
-    "suggest": "the sampler and what is around it, without its writes",
-    "decide": "the conductor: rungs, constraints, what comes next",
+    "suggest": "the sampler, without its writes",
+    "decide": "the conductor: rungs, what comes next",
     "store": "the study's database",
     "track": "a trial's run in MLflow",
-    "draw": "plots, tables and the study's run in MLflow, at most every 15 s",
+    "draw": "plots and tables, now and then",
     "print": "progress lines",
 }
 EPOCHS = 9
@@ -410,7 +410,7 @@ def plot(path: Path, beside: Path | None, out: Path, clock: str) -> None:
 
     _, rows, end = read(path)
     plain = [row for row in read(beside)[1] if row["trial"] < len(rows)] if beside else []
-    picture = Figure(figsize=(12, 9), dpi=130)
+    picture = Figure(figsize=(16, 9), dpi=130)
     FigureCanvasAgg(picture)
     above, below = picture.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     step = max(1, len(rows) // 200)
@@ -437,7 +437,8 @@ def plot(path: Path, beside: Path | None, out: Path, clock: str) -> None:
         axes.set_ylim(bottom=0)
         axes.set_xlim(0, len(rows))
         axes.grid(color="#E4E4E4")
-        axes.legend(loc="upper left", fontsize=9)
+        # Beside the plot, where no curve can lie below it.
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     picture.tight_layout()
     picture.savefig(out)
 

@@ -24,6 +24,7 @@ class Progress:
         self._done = done
         self._trained: dict[int, float] = {}  # trial -> share of its epochs, a trial that ended counting as 1
         self._before: dict[int, float] = {}
+        self._done_here = self._under_way = 0.0  # sums over those that were trained here, in trials
         self._last: dict[int, TrialRecord] = {}
         self._warming = 0.0  # seconds of this start that went into the shared warm start, and into no trial's epochs
 
@@ -36,7 +37,7 @@ class Progress:
             if before is not None and before.state is record.state:
                 return
             if record.state is not TrialState.INFEASIBLE:
-                self._trained[record.number] = 1.0
+                self._train(record.number, 1.0)
                 self._done += 1
             self.say(f"trial {record.number:>3}  {_ending(record)}")
         elif before is None:
@@ -51,23 +52,27 @@ class Progress:
         elif record.sweep:
             self.say(f"trial {record.number:>3}  measured: {_setting(record)}")
         elif epochs > len(before.curve):
-            self._trained[record.number] = epochs / self._study.budget.epochs
+            self._train(record.number, epochs / self._study.budget.epochs)
             self.say(f"trial {record.number:>3}  epoch {epochs}/{self._study.budget.epochs}  {_accuracy(record)}")
         elif "learning_epochs" in record.attrs and "learning_epochs" not in before.attrs:
             self.say(f"trial {record.number:>3}  settled: {_settled(record)}")
         elif "latency_ratio" in record.metrics and "latency_ratio" not in before.metrics:
             self.say(f"trial {record.number:>3}  timed: {_speed(record)}")
 
+    def _train(self, number: int, share: float) -> None:
+        before = self._trained.get(number)
+        self._trained[number] = share
+        self._done_here += share - (self._before.get(number, 0.0) if before is None else before)
+        self._under_way += (share if share < 1 else 0.0) - (before if before is not None and before < 1 else 0.0)
+
     def say(self, text: str) -> None:
         """Prints a line with the time and what is left."""
         seconds = time.monotonic() - self._began
         total = self._study.budget.trials
         left = ""
-        done_here = sum(share - self._before.get(number, 0.0) for number, share in self._trained.items())
-        under_way = sum(share for share in self._trained.values() if share < 1)
-        if done_here >= 0.5 and self._done < total:
-            a_trial = (seconds - self._warming) / done_here
-            left = f", about {clock(a_trial * (total - self._done - under_way))} left"
+        if self._done_here >= 0.5 and self._done < total:
+            a_trial = (seconds - self._warming) / self._done_here
+            left = f", about {clock(a_trial * (total - self._done - self._under_way))} left"
         print(f"[{clock(seconds)}  {self._done}/{total} trials{left}] {text}", file=self._stream, flush=True)
 
 

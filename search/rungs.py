@@ -24,7 +24,7 @@ Promises of both:
 Promises of ``like_speed`` alone:
     - A design that no rival surpasses goes on. So does each that no other dominates at the rung, where costs within 5 %
       count as equal and a design dominates when it is more accurate and nowhere costlier.
-    - What costs more, anywhere, stops nobody, and neither does the unit of a cost.
+    - Who costs over 5 % more, in whatever cost, stops nobody. The unit of a cost does not matter.
 
 ``mo_asha`` promises to keep the most accurate design, and no other: of a first front with more members than places it
 stops those that are close to others, and a design that is a hair faster than the rest is in that front.

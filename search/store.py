@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
+from pydantic import ValidationError
 
 from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
 from search.proposals import EarlierPoint, Known, Proposal, Proposals
@@ -374,7 +375,7 @@ def check_unchanged(known: Mapping[str, Any], study: Study, extend: bool) -> Non
     Raises:
         UserError: Shows each difference.
     """
-    old, new = _flat(known), _flat(json.loads(json.dumps(study.dump())))
+    old, new = _flat(_filled(known)), _flat(_plain(study.dump()))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     allowed = [key for key in ("budget.trials", "budget.hours") if extend and _grew(old.get(key), new.get(key))]
     if extend and old.get("designs") and new.get("designs", [])[: len(old["designs"])] == old["designs"]:
@@ -385,6 +386,15 @@ def check_unchanged(known: Mapping[str, Any], study: Study, extend: bool) -> Non
     lines = "".join(f"\n  {key}: {_shown(old, key)} -> {_shown(new, key)}" for key in refused)
     hint = "--extend lets budget.trials and budget.hours grow; for anything else give the study another name."
     raise UserError(f"{study.name}: was started with another study file:{lines}\n  {hint}")
+
+
+def _filled(known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The file as it was run, with the defaults of keys that did not exist then."""
+    try:
+        filled: Mapping[str, Any] = _plain(Study.model_validate(known).dump())
+    except ValidationError:
+        return known  # the differences tell what cannot be read any more
+    return filled
 
 
 def _grew(old: float | None, new: float | None) -> bool:

@@ -122,7 +122,8 @@ def named(members: Sequence[TrialRecord], objectives: Sequence[Objective], room:
 def _entry(trial: TrialRecord, objectives: Sequence[Objective], room: Room) -> tuple[list[str], list[str]]:
     design = textwrap.wrap(plain(short(trial.knobs)), room.columns, max_lines=2, placeholder=" …")
     words = [figure(o.metric, value) for o, value in zip(objectives, values(trial, objectives), strict=True)]
-    words += [trial.confirmed["mark"]] if trial.confirmed and trial.confirmed["mark"] else []
+    if trial.confirmed and trial.confirmed["mark"]:
+        words.append(trial.confirmed["mark"].replace("≈ ", "≈\u00a0"))  # no break between the two
     return design, textwrap.wrap(plain(", ".join(words)), room.columns + 3, max_lines=2, placeholder=" …")
 
 

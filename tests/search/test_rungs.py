@@ -143,14 +143,25 @@ def test_in_any_order_of_arrival_the_share_is_that_of_the_closed_form(method, fa
     assert share_of_epochs(count, 10, [2], factor) == pytest.approx((count * 2 + expected * 8) / (count * 10))
 
 
-@METHODS
+@pytest.mark.parametrize("factor", [2, 3])
+def test_under_mo_asha_so_it_is_for_trials_that_differ_in_cost(factor):
+    count = 6
+    costs = [3.0, 1.0, 2.0, 9.0, 4.0, 5.0]
+    trials = [RungPoint(number, (number / 10,), (cost,)) for number, cost in enumerate(costs, 1)]
+    going = [0] * count
+    for order in itertools.permutations(trials):
+        for index, trial in enumerate(order):
+            going[index] += decide(trial, order[:index], factor, "mo_asha").go_on
+    expected = [1 if i < factor else math.ceil(i / factor) / i for i in range(1, count + 1)]
+    assert [passed / math.factorial(count) for passed in going] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_in_a_long_run_about_one_in_factor_goes_on(method, factor):
+def test_in_a_long_run_about_one_in_factor_goes_on(factor):
     generator = random.Random(factor)
-    count = 600 if method == "like_speed" else 240
-    trials = [RungPoint(n, (generator.random(),), (generator.uniform(0.5, 1),)) for n in range(1, count + 1)]
-    late = range(count // 3, count)
-    going = sum(decide(trials[index], trials[:index], factor, method).go_on for index in late)
+    trials = [RungPoint(n, (generator.random(),), (generator.uniform(0.5, 1),)) for n in range(1, 601)]
+    late = range(200, len(trials))
+    going = sum(decide(trials[index], trials[:index], factor).go_on for index in late)
     assert going / len(late) == pytest.approx(1 / factor, rel=0.2)
 
 

@@ -479,3 +479,14 @@ def test_a_look_at_a_storage_that_is_being_made_does_not_break_the_run(tmp_path)
         url = f"sqlite:///{tmp_path / f'{attempt}.db'}"
         processes = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(4)]
         assert [process.wait() for process in processes] == [0, 0, 0, 0]
+
+
+def test_a_study_of_before_a_key_existed_is_continued(tmp_path):
+    """A later version adds keys with defaults; the study file has not changed by that."""
+    begun(tmp_path)
+    study = make_study()
+    old = study.dump()
+    del old["weights"]["epochs"], old["rungs"]["method"], old["sampler"]["known"], old["sampler"]["earlier"]
+    optuna.load_study(study_name="stored", storage=default_url(tmp_path)).set_user_attr("headway:study_file", old)
+    assert len(Store.create(tmp_path, study).records()) == 1
+    assert "seed: 0 -> 5" in refused(tmp_path, seed=5)

@@ -247,15 +247,26 @@ class Conductor:
         return True
 
     def _judge(self, number: int, epoch: int) -> bool:
-        """Decides at a rung who goes on, once: whoever reports the epoch again hears the same."""
+        """Decides at a rung who goes on, once: whoever reports the epoch again hears the same.
+
+        After a rung of ``like_speed`` a trial is judged again at each epoch but the last, by what has been at that rung
+        since: who came early passed few rivals.
+        """
         rungs = self.study.rungs
-        if rungs is None or epoch not in self.study.rung_epochs:
+        passed = [rung for rung in self.study.rung_epochs if rung <= epoch]
+        if rungs is None or not passed or epoch >= self.study.budget.epochs:
+            return True
+        again = epoch != passed[-1]
+        if again and rungs.method != "like_speed":
             return True
         decided = self.store.record(number).rungs.get(epoch)
         if decided is None:
-            points = {point.number: point for point in self._points(epoch)}
+            points = {point.number: point for point in self._points(passed[-1])}
+            if number not in points:  # its epochs up to there are not in the store
+                return True
             decision = decide(points.pop(number), list(points.values()), rungs.factor, rungs.method)
             decided = f"{'continue' if decision.go_on else 'stop'}: {decision.reason}"
+            decided += f", by now, at the rung of epoch {passed[-1]}" if again else ""
             self.store.add_rung(number, epoch, decided)
         if decided.startswith("stop"):
             self._end(number, TrialState.STOPPED, reason=f"at epoch {epoch}: {decided.partition(': ')[2]}")

@@ -9,6 +9,9 @@ non-dominated ranking would keep every design that is a hair faster than the res
 ``mo_asha``, for comparison: all designs of the rung in one order, by non-dominated fronts and within a front by the
 greedy epsilon net (Schmucker et al. 2021, "Multi-objective Asynchronous Successive Halving").
 
+Who comes early passes few rivals, so under ``like_speed`` a trial is judged again at each later epoch but the last, by
+all that have been at its rung since; ``mo_asha`` judges once, as published.
+
 A stopped trial stays stopped, as in ASHA's stopping variant: to resume one that later evidence favours would take its
 checkpoint, which is not kept.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.record import TrialState, spread
+from analysis.record import EpochRecord, TrialState, spread
 from search.conductor import Conductor, Pause
 from search.store import Store
 from search.study import parse
@@ -252,6 +252,70 @@ def test_a_weak_trial_is_stopped_and_the_decision_stays(tmp_path):
     assert record.reason == "at epoch 1: rank 2 of 2 among designs that are as fast, of which 1 go on"
     assert not play.epoch(1, 2)
     assert len(play.store.record(1).curve) == 1
+
+
+def early_and_late(folder, **changes):
+    """Trial 1 passes the rung with no rival but the baseline, which it beats; then come two better ones, as fast."""
+    folder.mkdir(exist_ok=True)
+    play = Play(
+        folder,
+        concurrent=3,
+        rungs={"first": 1, "factor": 2, **changes.pop("rungs", {})},
+        budget={"trials": 6, "epochs": 4},
+        **changes,
+    )
+    play.baseline()
+    for number in (1, 2, 3):
+        play.next(), play.counted(number), play.timed(number, 0.9)
+    assert play.epoch(1, 1, accuracy=0.2)
+    assert play.epoch(2, 1, accuracy=0.5)
+    assert play.epoch(3, 1, accuracy=0.6)
+    return play
+
+
+def test_who_came_early_is_judged_again_by_those_who_came_since(tmp_path):
+    play = early_and_late(tmp_path)
+    # It must be at the rung of epoch 2 to be judged there; at epoch 3 that is the last one passed.
+    assert play.epoch(2, 2, accuracy=0.5)
+    assert play.epoch(3, 2, accuracy=0.6)
+    assert not play.epoch(1, 2, accuracy=0.2)
+    play = early_and_late(tmp_path / "later", rungs={"first": 1, "factor": 3})
+    assert play.epoch(1, 2, accuracy=0.2) is False
+    record = play.store.record(1)
+    assert record.state is TrialState.STOPPED
+    assert record.rungs[1].startswith("continue: ")
+    assert record.rungs[2] == (
+        "stop: rank 3 of 3 among designs that are as fast, of which 1 go on, by now, at the rung of epoch 1"
+    )
+    assert record.reason.startswith("at epoch 2: rank 3 of 3")
+    # Neither the best nor the baseline, nor anyone at the last epoch.
+    assert play.epoch(3, 2, accuracy=0.1)
+    assert play.store.record(3).rungs[2].startswith("continue: rank 1 of 3")
+
+
+def test_nobody_is_judged_again_at_the_last_epoch_or_under_mo_asha(tmp_path):
+    play = early_and_late(tmp_path, rungs={"first": 1, "factor": 4, "method": "mo_asha"})
+    for epoch in (2, 3, 4):
+        assert play.epoch(1, epoch, accuracy=0.2)
+    assert list(play.store.record(1).rungs) == [1]
+    (tmp_path / "last").mkdir()
+    play = Play(tmp_path / "last", concurrent=3, rungs={"first": 3, "factor": 2})
+    play.baseline()
+    for number in (1, 2):
+        play.next(), play.counted(number), play.timed(number, 0.9)
+        for epoch in (1, 2):
+            assert play.epoch(number, epoch, accuracy=0.1 * number)
+    assert play.epoch(1, 3, accuracy=0.2) and play.epoch(2, 3, accuracy=0.5)
+    assert play.epoch(1, 4, accuracy=0.2)
+    assert list(play.store.record(1).rungs) == [3]
+
+
+def test_a_second_judgement_that_a_kill_cut_short_is_made_first(tmp_path):
+    play = early_and_late(tmp_path, rungs={"first": 1, "factor": 3})
+    play.store.add_epoch(1, EpochRecord(2, {"bbox_mAP": 0.2}, 2.0))
+    play = play.again()
+    assert play.state(1) is TrialState.STOPPED
+    assert [play.next().number, play.next().number] == [2, 3]
 
 
 def test_a_recorded_decision_is_obeyed_after_a_kill(tmp_path):

@@ -296,6 +296,7 @@ def driver(study, tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_killed_and_continued_nothing_is_trained_twice(driver, capsys):
     process = driver.start(3)

@@ -138,7 +138,7 @@ def hypervolume_curves(
     done = [trial for trial in trials if trial.state.finished]
     done.sort(key=lambda trial: (math.inf if trial.finished is None else trial.finished, trial.number))
     rows: list[Row] = []
-    growing = _Growing(objectives, reference)
+    growing = GrowingHypervolume(objectives, reference)
     hours = 0.0
     for count, trial in enumerate(done, start=1):
         hours += trial.compute_hours
@@ -148,8 +148,16 @@ def hypervolume_curves(
     return rows
 
 
-class _Growing:
-    """The hypervolume of points that come one by one. It is measured anew only when one reaches the front."""
+class GrowingHypervolume:
+    """The hypervolume of points that come one by one. It is measured anew only when one reaches the front.
+
+    Args:
+        objectives: Of the study.
+        reference: Reference point, in the objectives' own units.
+
+    Attributes:
+        volume: Of all points so far; it never falls.
+    """
 
     def __init__(self, objectives: Sequence[Objective], reference: Sequence[float]) -> None:
         self._signs = np.array([-1.0 if objective.maximize else 1.0 for objective in objectives])
@@ -158,6 +166,7 @@ class _Growing:
         self.volume = 0.0
 
     def add(self, figures: Sequence[float]) -> None:
+        """Adds a point by its objective values."""
         point = self._signs * np.array(figures)
         if (point >= self._reference).any() or (self._front <= point).all(axis=1).any():
             return

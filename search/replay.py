@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.pareto import default_reference, front, hypervolume, points
+from analysis.pareto import GrowingHypervolume, default_reference, hypervolume, points, values
 from analysis.record import Objective, TrialRecord, TrialState
 from search.conductor import Conductor
 from search.recording import table_records
@@ -147,15 +147,12 @@ def curve(
     """
     spans = [(record.finished or 0.0, record.number, record.started or 0.0, record) for record in records]
     rows: list[dict[str, float]] = []
-    members: list[TrialRecord] = []
-    volume = 0.0
+    growing = GrowingHypervolume(objectives, reference)
     for count, (now, _, _, record) in enumerate(sorted(spans, key=lambda span: span[:2]), 1):
-        if points([record], objectives):
-            members = front([*members, record], objectives)
-            # Rounding differs with the set that is summed up; the true value cannot fall.
-            volume = max(volume, hypervolume(members, objectives, reference))
+        for point in points([record], objectives):
+            growing.add(values(point, objectives))
         spent = sum(min(end, now) - begin for end, _, begin, _ in spans if begin < now)
-        row = {"compute_hours": spent / 3600, "wall_hours": now / 3600, "hypervolume": volume}
+        row = {"compute_hours": spent / 3600, "wall_hours": now / 3600, "hypervolume": growing.volume}
         rows.append({"trials": count, **row})
     return rows
 

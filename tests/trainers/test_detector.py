@@ -20,26 +20,12 @@ import torch
 from trainers import checkpoint, speed
 from trainers.contract import DataRequest, SpeedRequest, StopTrial, TrialFailed, TrialReport, TrialRequest
 from trainers.detector import train
-from trainers.digits import write_digits
 from trainers.process import run_in_fresh_process
 
 ROOT = Path(__file__).parents[2]
 SLIM = {"slimhead.levels": [0], "slimhead.ratio": 0.5, "slimhead.mode": "nearest"}
 # What differs between two runs of the same trial.
 CLOCKS = {"train_seconds", "val_seconds", "peak_memory_mb"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataRequest:
-    paths = write_digits(tmp_path_factory.mktemp("digits"), train=8, val=4, size=(64, 64), seed=0)
-    return DataRequest(
-        train_annotations=str(paths.train_annotations),
-        train_images=str(paths.train_images),
-        val_annotations=str(paths.val_annotations),
-        val_images=str(paths.val_images),
-        classes=paths.classes,
-        size=(64, 64),
-    )
 
 
 @pytest.fixture

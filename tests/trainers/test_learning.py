@@ -23,7 +23,6 @@ from trainers import checkpoint, learning, sweep
 from trainers.config import trial_config
 from trainers.contract import DataRequest, SpeedRequest, StopTrial, TrialFailed, TrialReport, TrialRequest
 from trainers.detector import build_model, train
-from trainers.digits import write_digits
 
 ROOT = Path(__file__).parents[2]
 POD = {
@@ -37,19 +36,6 @@ POD = {
     "pod.learn_share": 0.6,
 }
 CLOCKS = ("train_seconds", "val_seconds", "peak_memory_mb", "latency", "measured", "reference")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataRequest:
-    paths = write_digits(tmp_path_factory.mktemp("digits"), train=8, val=4, size=(64, 64), seed=0)
-    return DataRequest(
-        train_annotations=str(paths.train_annotations),
-        train_images=str(paths.train_images),
-        val_annotations=str(paths.val_annotations),
-        val_images=str(paths.val_images),
-        classes=paths.classes,
-        size=(64, 64),
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,24 +13,10 @@ import torch
 from trainers import checkpoint, learning, warm
 from trainers.contract import DataRequest, StopTrial, TrialFailed, TrialReport, TrialRequest, WarmRequest
 from trainers.detector import train
-from trainers.digits import write_digits
 
 SLIM = {"slimhead.levels": [0], "slimhead.ratio": 0.5, "slimhead.mode": "nearest"}
 POD = {"pod.mode": "decompose", "pod.stages": [3], "pod.towers": [], "pod.learn_share": 0.5, "pod.transfer": True}
 POD |= {"pod.tolerance": 0.05, "pod.round_channels": 1, "pod.zero_taps": "centre"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataRequest:
-    paths = write_digits(tmp_path_factory.mktemp("digits"), train=8, val=4, size=(64, 64), seed=0)
-    return DataRequest(
-        train_annotations=str(paths.train_annotations),
-        train_images=str(paths.train_images),
-        val_annotations=str(paths.val_annotations),
-        val_images=str(paths.val_images),
-        classes=paths.classes,
-        size=(64, 64),
-    )
 
 
 def in_study(data: DataRequest, study: Path, number: int = 0, **more: Any) -> TrialRequest:

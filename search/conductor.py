@@ -81,6 +81,7 @@ class Conductor:
         self._warm_is_there = study.warm_epochs is None or any(record.state.finished for record in first)
         self.exhausted = False
         self.out_of_time = False
+        self.halted: str | None = None
         left = [record.number for record in store.records() if not record.state.finished]
         self._left = [number for number in left if self._settled(number)]
 
@@ -88,6 +89,8 @@ class Conductor:
         """Gives the next trial to run: first what an earlier process left, then new proposals."""
         if len(self._running) >= self.concurrent:
             return Pause.WAIT
+        if self.halted is not None:
+            return Pause.WAIT if self._running else Pause.FINISHED
         if self._left and (self._left[0] == 0 or self._warm_is_there):
             return self._begin(self._left.pop(0))
         records = self.store.records()
@@ -140,6 +143,16 @@ class Conductor:
         if not self.store.record(number).state.finished:
             self._end(number, TrialState.FAILED, reason=reason, traceback=traceback)
         self._running.pop(number, None)
+
+    def postponed(self, number: int) -> None:
+        """Takes the news that a trial left its place without an end."""
+        if number in self._running:
+            del self._running[number]
+            self._left.insert(0, number)
+
+    def halt(self, reason: str) -> None:
+        """Starts nothing further."""
+        self.halted = self.halted or reason
 
     @property
     def baseline_failure(self) -> str | None:

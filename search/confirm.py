@@ -99,6 +99,8 @@ def run(
                 say=_say,
             )
             ray_adapter.run(confirmation, share, folder / "ray", trainer)
+            if confirmation.halted is not None:
+                raise HeadwayError(f"{study.name}: {confirmation.halted}; nothing is lost, the same command continues.")
         finished = not missing(store, points, seeds)
         if finished and untimed:
             _say(f"measuring the latency of {len(points)} points together, on {speed_device}")

@@ -74,6 +74,7 @@ class Confirmation:
         say: Say,
     ) -> None:
         self.concurrent = concurrent
+        self.halted: str | None = None
         self._study, self._store, self._request, self._say = study, store, request, say
         self._waiting = list(trainings)
         self._running: dict[int, tuple[Training, _Progress]] = {}
@@ -85,7 +86,7 @@ class Confirmation:
         """Gives the next training."""
         if len(self._running) >= self.concurrent:
             return Pause.WAIT
-        if not self._waiting:
+        if not self._waiting or self.halted is not None:
             return Pause.WAIT if self._running else Pause.FINISHED
         training = self._waiting.pop(0)
         self._running[training.number] = (training, _Progress())
@@ -132,6 +133,16 @@ class Confirmation:
         for label in training.labels.values():
             self._store.note(f"{NOTE}{label}:{training.seed}", {"reason": reason, "traceback": traceback})
         self._end(training, f"FAILED: {reason}")
+
+    def postponed(self, number: int) -> None:
+        """Takes the news that a training left its place without an end."""
+        if number in self._running:
+            training, _ = self._running.pop(number)
+            self._waiting.insert(0, training)
+
+    def halt(self, reason: str) -> None:
+        """Starts nothing further."""
+        self.halted = self.halted or reason
 
     def _end(self, training: Training, text: str) -> None:
         del self._running[training.number]

@@ -13,9 +13,11 @@ class Director(Protocol):
 
     Attributes:
         concurrent: Most trials side by side.
+        halted: Why nothing further is started, ``None`` while all is well.
     """
 
     concurrent: int
+    halted: str | None
 
     def next(self) -> TrialRequest | Pause:
         """Gives the next trial to run; its ``number`` is what its reports go by."""
@@ -25,3 +27,9 @@ class Director(Protocol):
 
     def died(self, number: int, reason: str, traceback: str | None = None) -> None:
         """Takes the news that a trial cannot give a result; ignored where it has ended."""
+
+    def postponed(self, number: int) -> None:
+        """Takes the news that a trial left its place without an end; ``next`` gives it again, before new ones."""
+
+    def halt(self, reason: str) -> None:
+        """Starts nothing further: no trial can go on here. What runs may end, what was postponed stays as it is."""

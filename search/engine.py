@@ -203,6 +203,8 @@ def run(
                 f"{conductor.baseline_failure}\n"
                 f"  its log is in {folder / 'trials/0000'}; mend the cause, remove {folder} and run again."
             )
+        if conductor.halted is not None:
+            raise HeadwayError(f"{study.name}: {conductor.halted}; nothing is lost, the same command continues.")
         note = None
         if conductor.exhausted and not study.designs:
             note = "every design of the space that could be found was tried"

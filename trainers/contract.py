@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 Phase = Literal["warm", "counted", "timed", "epoch", "learned", "swept", "done"]
+Lane = Literal["any", "train", "speed"]
 
 
 class StopTrial(BaseException):
@@ -19,6 +20,47 @@ class StopTrial(BaseException):
 
 class TrialFailed(Exception):
     """The trial cannot give a result, for the reason in the message (a NaN loss, say)."""
+
+
+class TrialInterrupted(Exception):
+    """The trial's surroundings failed it, for the reason in the message (a data loader was killed, a peer died).
+
+    It is started again from its newest checkpoint, as after the death of its process, and as often.
+    """
+
+
+class MachineUnfit(Exception):
+    """No trial can go on here, for the reason in the message (the disk is full, say).
+
+    The trial stays as it is, the run starts nothing further and ends, and the same command continues it.
+    """
+
+
+class LaneNeeded(Exception):
+    """The trial must go on in another lane than its request's; it continues there from what it has left on disk.
+
+    Args:
+        lane: ``train`` or ``speed``.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__(lane)
+        self.lane: Lane = lane
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeamRequest:
+    """The processes that train one trial data-parallel.
+
+    Attributes:
+        size: How many, 2 or more.
+        rank: This one's; rank 0 is the trial, which counts, times, reports and saves. The others only train.
+        address: ``host:port`` of rank 0, where all meet; rank 0 serves it.
+    """
+
+    size: int
+    rank: int = 0
+    address: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +163,9 @@ class TrialRequest:
         count_size: Height and width in px for which MACs are counted.
         sweep: What to measure after training, ``None`` where the design has no inference knobs.
         warm: Where the shared warm start is, ``None`` when ``weights`` is not ``baseline``.
+        lane: Where this start runs: ``any`` does everything. Where a study has a speed node, what is measured is
+            measured in the ``speed`` lane alone and what is trained in the ``train`` lane alone.
+        team: The processes that train it, ``None`` for one.
     """
 
     number: int
@@ -141,6 +186,8 @@ class TrialRequest:
     count_size: tuple[int, int] = (800, 1344)
     sweep: SweepRequest | None = None
     warm: WarmRequest | None = None
+    lane: Lane = "any"
+    team: TeamRequest | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Gives the request as plain JSON types."""
@@ -162,6 +209,7 @@ class TrialRequest:
             "count_size": tuple(value["count_size"]),
             "sweep": sweep,
             "warm": WarmRequest(**value["warm"]) if value.get("warm") else None,
+            "team": TeamRequest(**value["team"]) if value.get("team") else None,
         }
         return cls(**rest)
 
@@ -210,5 +258,8 @@ class Trainer(Protocol):
 
         Raises:
             TrialFailed: The trial cannot give a result; the message says why.
+            TrialInterrupted: It is to be started again.
+            MachineUnfit: Nothing can go on here.
+            LaneNeeded: It must go on in another lane.
             StopTrial: ``report`` raised it.
         """

@@ -1,4 +1,4 @@
-"""Runs trials with Ray Tune; the only importer of ray.
+"""Runs a study's trials with Ray Tune.
 
 A fresh ``Tuner`` over the store: Tune's own snapshots are not used, so nothing but the store has to survive. Each
 trial has a process of its own, calls ``ray.tune.report`` for each of its reports and goes on when the driver has taken
@@ -7,86 +7,26 @@ it.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
-import os
 import shutil
-import signal
-import socket
-import threading
-import traceback
-import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-import ray
 from ray import tune
-from ray.exceptions import RayError, RayTaskError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from search.conductor import Pause
 from search.director import Director
+from search.ray_adapter.trial import FAILED, LANE, MESSAGE, UNFIT, run_trial
 from search.resources import Resources
-from spaces.errors import HeadwayError, UserError
-from trainers.contract import TrialFailed, TrialReport, TrialRequest
-from trainers.means import environment
+from trainers.contract import TrialReport
 
 _LOST_PROCESSES = 2
-_CONNECT_SECONDS = 5.0
-_FAILED = "failed"
-_MESSAGE = "message"
 
 # Tune pickles searcher and scheduler; both find the one live conductor here.
 _conductors: dict[str, _Desk] = {}
-
-
-def connect(address: str | None) -> None:
-    """Starts Ray on this machine, or joins the cluster at ``address``.
-
-    Raises:
-        UserError: The cluster is not there.
-    """
-    if ray.is_initialized():
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-            if host and port.isdigit():
-                # Ray itself would try for minutes.
-                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-            ray.init(
-                address=address,
-                include_dashboard=None if address else False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                # In place before a trial's first thread exists.
-                runtime_env={"env_vars": environment()},
-            )
-        except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
-            if address is None:
-                raise
-            first = str(error).splitlines()[0]
-            raise UserError(f"--address: must be a running Ray cluster, but {address} gives: {first}") from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handler prints a stack dump and aborts; what a scheduler asks to end shall end like Ctrl-C.
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-
-
-def capacity() -> tuple[int, int]:
-    """All CPUs and GPUs of the connected machine or cluster."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(have.get("CPU", 1)), int(have.get("GPU", 0))
 
 
 def run(conductor: Director, share: Resources, folder: Path, trainer: str = "trainers.detector:train") -> None:
@@ -104,7 +44,7 @@ def run(conductor: Director, share: Resources, folder: Path, trainer: str = "tra
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner = tune.Tuner(
-            tune.with_resources(_run_trial, {"cpu": share.cpus, "gpu": share.gpus}),
+            tune.with_resources(run_trial, {"cpu": share.cpus, "gpu": share.gpus}),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
                 search_alg=_StoreSearcher(key),
@@ -126,38 +66,16 @@ def run(conductor: Director, share: Resources, folder: Path, trainer: str = "tra
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def call(function: str, argument: str, share: Resources) -> str:
-    """Calls a function in a fresh process with the resources of one trial.
-
-    Args:
-        function: ``module:function``, from text to text.
-        argument: What it is given.
-        share: Resources of one trial.
-
-    Raises:
-        HeadwayError: It failed, or its process died.
-    """
-    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=0)(_call)
-    try:
-        return str(ray.get(remote.remote(function, argument)))
-    except RayTaskError as error:
-        cause = error.cause if error.cause is not None else error
-        raise HeadwayError(f"{function}: {type(cause).__name__}: {' '.join(str(cause).split())[:400]}") from error
-    except RayError as error:
-        raise HeadwayError(f"{function}: its process died: {' '.join(str(error).split())[:400]}") from error
-
-
-def _call(function: str, argument: str) -> str:
-    module, _, name = function.partition(":")
-    return str(getattr(importlib.import_module(module), name)(argument))
-
-
 class _Desk:
     """The conductor, and which Ray trial runs which trial of the study."""
 
     def __init__(self, conductor: Director) -> None:
         self.conductor = conductor
         self.numbers: dict[str, int] = {}
+
+    def leave(self, trial_id: str) -> None:
+        """Takes a trial of the study off the Ray trial that ran it; it is to be started again."""
+        self.conductor.postponed(self.numbers.pop(trial_id))
 
 
 class _StoreSearcher(Searcher):
@@ -211,9 +129,16 @@ class _StoreScheduler(FIFOScheduler):
         number = desk.numbers.get(trial.trial_id)
         if number is None:
             return str(FIFOScheduler.STOP)
-        message = json.loads(result[_MESSAGE])
-        if message["phase"] == _FAILED:
+        message = json.loads(result[MESSAGE])
+        if message["phase"] == FAILED:
             desk.conductor.died(number, message["reason"], message["traceback"])
+            return str(FIFOScheduler.STOP)
+        if message["phase"] == UNFIT:
+            desk.leave(trial.trial_id)
+            desk.conductor.halt(message["reason"])
+            return str(FIFOScheduler.STOP)
+        if message["phase"] == LANE:
+            desk.leave(trial.trial_id)
             return str(FIFOScheduler.STOP)
         go_on = desk.conductor.report(number, TrialReport(**message))
         return str(FIFOScheduler.CONTINUE if go_on else FIFOScheduler.STOP)
@@ -235,28 +160,3 @@ def _last_error(trial: Any) -> str:
     except OSError:
         return "Ray does not say why"
     return text.rpartition("Failure # ")[2].partition("\n")[2].strip()
-
-
-def _run_trial(config: dict[str, Any]) -> None:
-    """The body of a trial's process."""
-    request = TrialRequest.from_json(json.loads(config["request"]))
-
-    def report(message: TrialReport) -> None:
-        _send(asdict(message))
-
-    try:
-        module, _, function = config["trainer"].partition(":")
-        getattr(importlib.import_module(module), function)(request, report)
-    except TrialFailed as error:
-        _report_failure(str(error))
-    except Exception as error:
-        _report_failure(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
-
-
-def _report_failure(reason: str) -> None:
-    _send({"phase": _FAILED, "reason": reason, "traceback": traceback.format_exc()})
-
-
-def _send(message: dict[str, Any]) -> None:
-    # As text, since Tune flattens nested results. Returns when the driver has decided.
-    tune.report({_MESSAGE: json.dumps(message)})

@@ -1,0 +1,80 @@
+"""What runs in a process that Ray starts: a trial, or one call."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import traceback
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayError, RayTaskError
+
+from search.resources import Resources
+from spaces.errors import HeadwayError
+from trainers.contract import LaneNeeded, MachineUnfit, TrialFailed, TrialInterrupted, TrialReport, TrialRequest
+
+# The key that a trial's message lies under, and the phases of messages that are no reports of a trainer's.
+MESSAGE = "message"
+FAILED = "failed"
+LANE = "lane"
+UNFIT = "unfit"
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """The body of a trial's process."""
+    request = TrialRequest.from_json(json.loads(config["request"]))
+
+    def report(message: TrialReport) -> None:
+        _send(asdict(message))
+
+    try:
+        module, _, function = config["trainer"].partition(":")
+        getattr(importlib.import_module(module), function)(request, report)
+    except TrialFailed as error:
+        _report_failure(str(error))
+    except TrialInterrupted:
+        raise  # as if the process had died
+    except LaneNeeded as error:
+        _send({"phase": LANE, "lane": error.lane})
+    except MachineUnfit as error:
+        _send({"phase": UNFIT, "reason": str(error)})
+    except Exception as error:
+        _report_failure(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+
+
+def _report_failure(reason: str) -> None:
+    _send({"phase": FAILED, "reason": reason, "traceback": traceback.format_exc()})
+
+
+def _send(message: dict[str, Any]) -> None:
+    # As text, since Tune flattens nested results. Returns when the driver has decided.
+    tune.report({MESSAGE: json.dumps(message)})
+
+
+def call(function: str, argument: str, share: Resources) -> str:
+    """Calls a function in a fresh process with the resources of one trial.
+
+    Args:
+        function: ``module:function``, from text to text.
+        argument: What it is given.
+        share: Resources of one trial.
+
+    Raises:
+        HeadwayError: It failed, or its process died.
+    """
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=0)(_call)
+    try:
+        return str(ray.get(remote.remote(function, argument)))
+    except RayTaskError as error:
+        cause = error.cause if error.cause is not None else error
+        raise HeadwayError(f"{function}: {type(cause).__name__}: {' '.join(str(cause).split())[:400]}") from error
+    except RayError as error:
+        raise HeadwayError(f"{function}: its process died: {' '.join(str(error).split())[:400]}") from error
+
+
+def _call(function: str, argument: str) -> str:
+    module, _, name = function.partition(":")
+    return str(getattr(importlib.import_module(module), name)(argument))

@@ -22,7 +22,7 @@ from search.resources import Resources, divide
 from search.store import Store
 from search.study import Study
 from spaces import patching
-from spaces.errors import UserError
+from spaces.errors import HeadwayError, UserError
 from spaces.space import Space
 from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialRequest, WarmRequest
 

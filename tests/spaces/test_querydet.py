@@ -24,9 +24,10 @@ import spaces.modules  # noqa: F401  registers ComposedHead
 from spaces import patching
 from spaces.base import dense_part, facts
 from spaces.errors import UserError
-from spaces.querydet import modules
-from spaces.querydet.modules import Sites, Submanifold, as_map, context_sites, key_cells, query_target, take
+from spaces.querydet import modules, sparse
+from spaces.querydet.modules import query_target
 from spaces.querydet.patch import patch
+from spaces.querydet.sparse import Sites, Submanifold, as_map, context_sites, key_cells, take
 from spaces.space import Design, Space, build_space
 from trainers.cost import count
 
@@ -194,7 +195,7 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     head = head_of("RetinaHead")
     x = features(head)
     whole = cascade(head, x, threshold=EVERY)
-    monkeypatch.setattr(modules, "TILE", 7)
+    monkeypatch.setattr(sparse, "TILE", 7)
     monkeypatch.setattr(modules, "PATCHES", 3)
     tiled, cropped = cascade(head, x), cascade(head, x, method="crop")
     for level in (0, 1):

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import enum
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spaces.errors import HeadwayError, UserError
+from spaces.errors import CutShort, HeadwayError, UserError
 
-_DONE, _FAILED, _WRONG = 0, 1, 2
+
+class End(enum.Enum):
+    """How a command ended: it failed for good, was cut short by its surroundings, or met what nobody foresaw."""
+
+    DONE = "done"
+    WRONG = "wrong"
+    FAILED = "failed"
+    CUT_SHORT = "cut short"
+    FAULT = "fault"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; 0 done, 1 the work failed, 2 the input was wrong."""
-    options = _parser().parse_args(arguments)
+    return {End.DONE: 0, End.WRONG: 2}.get(run_command(arguments), 1)
+
+
+def run_command(arguments: Sequence[str] | None = None) -> End:
+    """Runs a command, and prints what it has to say."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given, argparse.Namespace(arguments=given))
     try:
         status = _command(options.command)(options)
-        return _DONE if status is None else status
+        return {None: End.DONE, 0: End.DONE, 2: End.WRONG}.get(status, End.FAILED)
     except UserError as error:
-        return _complain(error, options.debug, _WRONG)
+        return _complain(error, options.debug, End.WRONG)
     except KeyboardInterrupt:
         print("headway: interrupted; the same command continues", file=sys.stderr)
-        return _FAILED
+        return End.FAILED
+    except CutShort as error:
+        return _complain(error, options.debug, End.CUT_SHORT)
     except HeadwayError as error:
-        return _complain(error, options.debug, _FAILED)
+        return _complain(error, options.debug, End.FAILED)
     except BrokenPipeError:
-        return _FAILED
+        return End.FAILED
     except Exception as error:
         text = f"{type(error).__name__}: {error} (a fault of Headway or its surroundings; --debug shows where)"
-        return _complain(text, options.debug, _FAILED)
+        return _complain(text, options.debug, End.FAULT)
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int | None]:
@@ -41,11 +58,11 @@ def _command(name: str) -> Callable[[argparse.Namespace], int | None]:
     return command
 
 
-def _complain(error: object, debug: bool, status: int) -> int:
+def _complain(error: object, debug: bool, end: End) -> End:
     if debug:
         traceback.print_exc()
     print(f"headway: error: {error}", file=sys.stderr)
-    return status
+    return end
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     size = ("--size", {"metavar": "HxW", "default": "800x1344", "help": "input, height x width (default: 800x1344)"})
 
     add("demo", "a small study on the embedded data", settings, studies, json)
-    add("run", "start a study or continue it", study_file, settings, extend, address, studies, json)
+    restarts_help = "start the driver again when it dies, at most N times without any trial ending (default: 0)"
+    restarts = ("--restarts", {"type": int, "default": 0, "metavar": "N", "help": restarts_help})
+    add("run", "start a study or continue it", study_file, settings, extend, address, restarts, studies, json)
     add("plan", "dry run: space, corners, cost and time, what cannot be exported", study_file, settings, json)
     add("status", "trials by state, failures, time", study, studies, json)
     add("front", "the accuracy-speed front", study, studies, json)

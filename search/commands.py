@@ -43,6 +43,10 @@ def demo(options: argparse.Namespace) -> int | None:
 
 def run(options: argparse.Namespace) -> int | None:
     """``headway run STUDY.yaml``."""
+    if options.restarts < 0:
+        raise UserError(f"--restarts: must be 0 or more, but got {options.restarts}.")
+    if options.restarts:
+        return _supervised(options)
     return _run(Path(options.study), options, address=options.address, extend=options.extend)
 
 
@@ -69,6 +73,29 @@ def _run(path: Path, options: argparse.Namespace, *, address: str | None, extend
         print("headway: interrupted; the same command continues", file=sys.stderr)
         return 1
     return None
+
+
+def _supervised(options: argparse.Namespace) -> int:
+    from search.supervise import child_command, supervise
+
+    study = load(Path(options.study), options.set)
+    folder = studies_root(options.studies) / study.name
+
+    def ended() -> int | None:
+        # Whatever keeps the store from being read now is for the driver to tell.
+        with contextlib.suppress(Exception):
+            return sum(record.state.finished for record in Store.read(folder, study).records())
+        return None
+
+    # The last word on an option counts.
+    end = options.arguments.index("--") if "--" in options.arguments else len(options.arguments)
+    arguments = [*options.arguments[:end], "--restarts", "0", *options.arguments[end:]]
+    return supervise(
+        child_command(arguments),
+        options.restarts,
+        ended=ended,
+        say=lambda text: print(f"headway: {text}", file=sys.stderr, flush=True),
+    )
 
 
 def plan(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from search.resources import Resources, divide
 from search.store import Store
 from search.study import Study
 from spaces import patching
-from spaces.errors import HeadwayError, UserError
+from spaces.errors import CutShort, UserError
 from spaces.space import Space
 from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialRequest, WarmRequest
 
@@ -67,6 +67,7 @@ def run(
     Raises:
         UserError: The input is wrong, another run holds the folder, or there is nothing to confirm.
         HeadwayError: The latencies could not be measured; what was trained is kept.
+        CutShort: No training can go on here.
     """
     from search import ray_adapter
     from search.engine import check_speed_device, open_tracker, prepare, write_pages
@@ -100,7 +101,7 @@ def run(
             )
             ray_adapter.run(confirmation, share, folder / "ray", trainer)
             if confirmation.halted is not None:
-                raise HeadwayError(f"{study.name}: {confirmation.halted}; nothing is lost, the same command continues.")
+                raise CutShort(f"{study.name}: {confirmation.halted}; nothing is lost, the same command continues.")
         finished = not missing(store, points, seeds)
         if finished and untimed:
             _say(f"measuring the latency of {len(points)} points together, on {speed_device}")

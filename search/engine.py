@@ -26,7 +26,7 @@ from search.store import Store
 from search.study import Study
 from search.tracking import public_uri
 from spaces.base import facts
-from spaces.errors import HeadwayError, UserError, choices
+from spaces.errors import CutShort, HeadwayError, UserError, choices
 from spaces.space import Space
 from trainers.config import load_base
 from trainers.contract import DataRequest
@@ -150,6 +150,7 @@ def run(
     Raises:
         UserError: The input is wrong; nothing is left behind.
         HeadwayError: The baseline failed.
+        CutShort: No trial can go on here.
     """
     from search import ray_adapter
     from search.tracking import is_database
@@ -204,7 +205,7 @@ def run(
                 f"  its log is in {folder / 'trials/0000'}; mend the cause, remove {folder} and run again."
             )
         if conductor.halted is not None:
-            raise HeadwayError(f"{study.name}: {conductor.halted}; nothing is lost, the same command continues.")
+            raise CutShort(f"{study.name}: {conductor.halted}; nothing is lost, the same command continues.")
         note = None
         if conductor.exhausted and not study.designs:
             note = "every design of the space that could be found was tried"

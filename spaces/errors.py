@@ -14,6 +14,10 @@ class UserError(HeadwayError):
     """The input was wrong (exit status 2)."""
 
 
+class CutShort(HeadwayError):
+    """The surroundings failed the work (a full disk, a database that stayed away); the same command continues it."""
+
+
 def choices(values: Iterable[object], last: str = "or") -> str:
     """Formats the legal values of an error message: ``nearest, bilinear or maxpool``."""
     words = [str(value) for value in values]

@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     seeds_help = "seeds of a point, the study's own among them (default: 3)"
     seeds = ("--seeds", {"type": int, "default": 3, "metavar": "K", "help": seeds_help})
     add("confirm", "train the front again with other seeds, time it together", study, seeds, address, studies, json)
+    add("sync", "bring what MLflow misses of a study that is not running", study, studies, json)
     port = ("--port", {"type": int, "default": 5000, "help": "port on 127.0.0.1 (default: 5000)"})
     add("ui", "serve the study's MLflow pages on this machine", study, port, studies)
     pick = ("--pick", {"default": "knee", "help": "knee, fastest, most_accurate or a trial number (default: knee)"})

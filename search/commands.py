@@ -155,6 +155,34 @@ def confirm(options: argparse.Namespace) -> int | None:
     return None
 
 
+def sync(options: argparse.Namespace) -> None:
+    """``headway sync STUDY``."""
+    from search.confirm import confirmed
+    from search.delivery import deliver, tracking_uri
+    from search.folder import claimed
+    from search.tracking import public_uri
+
+    folder, study = find_study(options.study, studies_root(options.studies))
+    with claimed(folder), _quiet_stdout(options.json):
+        added = deliver(study, folder, confirmed(Store.read(folder, study)))
+    document = {
+        "study": study.name,
+        "mlflow": public_uri(tracking_uri(study, folder)),
+        "trials": sorted(added.trials),
+        "runs": added.runs,
+        "figures": added.figures,
+    }
+    if options.json:
+        _emit(document)
+    elif not (added.trials or added.figures):
+        print(f"{study.name}: nothing was missing in MLflow at {document['mlflow']}.")
+    else:
+        print(
+            f"{study.name}: {added.figures} figures of {len(added.trials)} trials, {added.runs} of them new, "
+            f"were added to MLflow at {document['mlflow']}."
+        )
+
+
 def _open(options: argparse.Namespace) -> tuple[Path, Study, Store]:
     folder, study = find_study(options.study, studies_root(options.studies))
     return folder, study, Store.read(folder, study)

@@ -17,6 +17,7 @@ from analysis.confirm import LEAST_ROUNDS, LEVEL, Evidence, Rounds, judge
 from analysis.pareto import front, is_point
 from analysis.record import Objective, TrialRecord, spread
 from search.confirmation import NOTE, Confirmation, Training
+from search.delivery import open_courier, run_status
 from search.folder import claimed
 from search.resources import Resources, divide
 from search.store import Store
@@ -70,15 +71,11 @@ def run(
         CutShort: No training can go on here.
     """
     from search import ray_adapter
-    from search.engine import check_speed_device, open_tracker, prepare, write_pages
-    from search.tracking import is_database
-    from search.tracking.server import reach
+    from search.engine import check_speed_device, prepare, write_pages
     from trainers.together import TogetherRequest
 
     data, _, space = prepare(study)
     with claimed(folder):
-        if study.tracking.uri and not is_database(study.tracking.uri):
-            reach(study.tracking.uri)  # before anything is trained
         store = Store.create(folder, study)
         records = store.records()
         points = wanted(study, records)
@@ -118,9 +115,9 @@ def run(
             _clean(folder / training.folder, keep=bool(training.trial.sweep))
         records = confirmed(store)
         write_pages(folder, study, records)
-        tracker = open_tracker(study, folder)
-        tracker.reconcile(records)
-        tracker.close("FINISHED" if all(record.state.finished for record in records) else "KILLED")
+        tracker = open_courier(study, folder)
+        tracker.begin(records)
+        tracker.close(run_status(records))
         return Outcome(records, finished)
 
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from analysis.pareto import front_rows, write_front_csv, write_front_json
 from analysis.plots import pareto_html, pareto_png
 from analysis.record import TrialRecord, TrialState
 from search.conductor import Conductor
 from search.confirm import confirmed
+from search.delivery import open_courier, run_status
 from search.designs import listed, study_space
-from search.folder import claimed, find_study, write_study
+from search.folder import STUDY_FILE, claimed, find_study, write_study
 from search.progress import Progress
 from search.proposals import EarlierPoint, check_sampler, earlier_points
 from search.resources import divide
-from search.storage import safe_url
 from search.store import Store
 from search.study import Study
-from search.tracking import public_uri
 from spaces.base import facts
 from spaces.errors import CutShort, HeadwayError, UserError, choices
 from spaces.space import Space
@@ -32,14 +28,6 @@ from trainers.config import load_base
 from trainers.contract import DataRequest
 from trainers.data import DataReport, Split, check_data
 from trainers.digits import write_digits
-
-if TYPE_CHECKING:
-    from search.tracking import Tracker
-
-# Between two drawings of the plots lie this many seconds, and this many times as long as the last one took: a study of
-# thousands of trials is drawn more slowly, and at most about 5 % of the driver's time is to go there.
-_PLOT_SECONDS = 15.0
-_PLOT_REST = 20.0
 
 
 @dataclass(frozen=True)
@@ -160,8 +148,8 @@ def run(
     data, report, space = prepare(study)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
-        if study.tracking.uri and not is_database(study.tracking.uri):
-            reach(study.tracking.uri)  # before anything is written
+        if study.tracking.uri and not is_database(study.tracking.uri) and not (folder / STUDY_FILE).exists():
+            reach(study.tracking.uri)  # before anything is written; a study that was begun there goes on without it
         told = _earlier(study, space, root)
         store = Store.create(folder, study, extend=extend)
         if store.earlier is None:
@@ -172,10 +160,14 @@ def run(
         speed_device = share.device if study.speed.device == "auto" else study.speed.device
         check_speed_device(store, records, speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
-        tracker = open_tracker(study, folder)
+        tracker = open_courier(study, folder)
+        tracker.begin(records)
         write_study(folder, study)
-        tracker.reconcile(records)
-        plots = _Throttled(lambda: tracker.study(confirmed(store)))
+
+        def draw(record: TrialRecord) -> None:
+            if record.state.finished and tracker.due:
+                tracker.study(confirmed(store))
+
         conductor = Conductor(
             study,
             space,
@@ -186,7 +178,7 @@ def run(
             speed_device=speed_device,
             threads=share.cpus,
             concurrent=share.concurrent,
-            listeners=(tracker.trial, progress, plots),
+            listeners=(tracker.trial, progress, draw),
         )
         for line in report.summary():
             progress.say(line)
@@ -194,8 +186,8 @@ def run(
         ray_adapter.run(conductor, share, folder / "ray", trainer)
         records = confirmed(store)
         finished = all(record.state.finished for record in records)
+        tracker.close(run_status(records))
         write_pages(folder, study, records)
-        tracker.close("FAILED" if conductor.baseline_failure else "FINISHED" if finished else "KILLED")
         for record in records:
             _clean(folder / record.folder, record)
         if conductor.baseline_failure:
@@ -237,34 +229,6 @@ def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord]) -> N
     write_front_json(rows, folder / "front.json")
 
 
-def open_tracker(study: Study, folder: Path) -> Tracker:
-    """Opens the study's run in MLflow.
-
-    Raises:
-        UserError: MLflow cannot be reached.
-    """
-    from search.tracking import Tracker, default_uri
-
-    return Tracker.open(
-        uri=study.tracking.uri or default_uri(folder),
-        experiment=study.tracking.experiment or study.name,
-        study=study.name,
-        study_folder=folder,
-        params=_public(study),
-        objectives=study.objective_records,
-    )
-
-
-def _public(study: Study) -> dict[str, Any]:
-    """The study file without the credentials that addresses may hold, for pages that others read."""
-    told = study.dump()
-    if study.storage:
-        told["storage"] = safe_url(study.storage)
-    if study.tracking.uri:
-        told["tracking"]["uri"] = public_uri(study.tracking.uri)
-    return told
-
-
 def check_speed_device(store: Store, records: Sequence[TrialRecord], device: str) -> None:
     """Refuses to go on where ratios would refer to a latency of another kind of device."""
     if records and records[0].state.finished and store.reference_ms is not None:
@@ -274,21 +238,6 @@ def check_speed_device(store: Store, records: Sequence[TrialRecord], device: str
                 f"speed.device: must stay {before}, on which this study's latencies were measured, but here it is "
                 f"{device}; continue on such a machine, or give the study another name."
             )
-
-
-class _Throttled:
-    """A listener that acts on ended trials, and then rests: 15 s, or 20 times as long as it took."""
-
-    def __init__(self, act: Callable[[], None]) -> None:
-        self._act = act
-        self._next = -math.inf
-
-    def __call__(self, record: TrialRecord) -> None:
-        began = time.monotonic()
-        if record.state.finished and began >= self._next:
-            self._act()
-            ended = time.monotonic()
-            self._next = ended + max(_PLOT_SECONDS, _PLOT_REST * (ended - began))
 
 
 def _counts(record: TrialRecord) -> bool:

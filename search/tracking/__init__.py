@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from search.tracking.courier import Courier, TrackingState
 from search.tracking.pages import default_uri, is_database, page_url, public_uri, ui_command, ui_environment
 
 if TYPE_CHECKING:
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
     from search.tracking.tracker import Tracker
 
 __all__ = [
+    "Courier",
     "Tracker",
+    "TrackingState",
     "default_uri",
     "find_run",
     "is_database",

@@ -72,16 +72,34 @@ class _Child:
         return cls(run.info.run_id, run.info.status, mark, dict(data.params), dict(data.tags), list(data.metrics))
 
 
+@dataclass
+class Delivered:
+    """What was added to MLflow.
+
+    Attributes:
+        trials: Numbers of the trials that it is about.
+        runs: Child runs that are new.
+        figures: Values of metrics.
+    """
+
+    trials: set[int] = field(default_factory=set)
+    runs: int = 0
+    figures: int = 0
+
+
 class Tracker:
     """Writes one study to MLflow, from the driver process.
 
-    Only ``open`` raises. Once open, no failure of MLflow ends a search: the first one is logged as a warning, the
+    Only ``open`` raises. Once open, no failure ends a search: the first one is logged as a warning, the
     tracker is ``pending``, and the first call after a minute reconciles everything that was missed. So a dead server
     costs some seconds a minute. Not for use by several threads.
 
     Attributes:
         experiment_id: MLflow's id of the experiment.
         run_id: MLflow's id of the parent run.
+        failure: What MLflow last failed with, "" while nothing is ``pending``.
+        heard_at: When the writing last got on, in seconds of ``time.monotonic``.
+        delivered: What was added.
     """
 
     def __init__(
@@ -112,6 +130,9 @@ class Tracker:
         self._drawn = ""
         self._failed_at: float | None = None
         self._warned = False
+        self.failure = ""
+        self.heard_at = time.monotonic()
+        self.delivered = Delivered()
 
     @classmethod
     def open(
@@ -206,8 +227,11 @@ class Tracker:
         self._guarded(lambda: self._reconcile(complete=True), heals=True)
 
     def close(self, status: RunStatus) -> None:
-        """Writes what is still missing and ends the parent run; nothing may be written after it."""
-        self._failed_at = -math.inf if self.pending else None
+        """Writes what is still missing and ends the parent run; nothing may be written after it.
+
+        The tracker is ``pending`` after it where that could not be done.
+        """
+        self._failed_at = -math.inf if self.pending else None  # it is tried at once
 
         def end() -> None:
             # A request that timed out and was sent again may have made a second run unseen.
@@ -216,8 +240,11 @@ class Tracker:
             self._client.set_terminated(self.run_id, status)
 
         self._guarded(end, heals=True)
+
+    def retry(self) -> None:
+        """Writes what is missing, where its time has come."""
         if self.pending:
-            _log.warning("MLflow at %s misses the end of this study; run it again to add it.", self._where)
+            self._guarded(lambda: None)
 
     def _guarded(self, action: Callable[[], None], *, heals: bool = False) -> None:
         if self._failed_at is not None and time.monotonic() - self._failed_at < RETRY_SECONDS:
@@ -226,13 +253,15 @@ class Tracker:
             if self.pending and not heals:
                 self._reconcile(complete=False)
             action()
-        except FAILURES as error:
+        except Exception as error:  # a drawing's, too: whatever is wrong with a picture of the study
+            _log.debug("tracking", exc_info=True)
             self._failed_at = time.monotonic()
+            self.failure = reason(error, self._uri)
             level = logging.DEBUG if self._warned else logging.WARNING
-            _log.log(level, "MLflow at %s fails; the search goes on: %s", self._where, reason(error, self._uri))
+            _log.log(level, "MLflow at %s fails; the search goes on: %s", self._where, self.failure)
             self._warned = True
             return
-        self._failed_at = None
+        self._failed_at, self.failure = None, ""
 
     # Trials.
 
@@ -245,6 +274,7 @@ class Tracker:
         wanted = f"tags.`mlflow.parentRunId` = '{self.run_id}'"
         groups: dict[str, list[_Child]] = {}
         for run in find_runs(self._client, self.experiment_id, wanted):
+            self.heard_at = time.monotonic()
             label = run.data.tags.get("headway.trial", "")
             if label:
                 groups.setdefault(label, []).append(_Child.of(run))
@@ -266,14 +296,15 @@ class Tracker:
                 self._children[label], spare = group[0], group[1:]
             for child in spare:
                 self._client.delete_run(child.run_id)
-        for record in self._known.values():
-            self._upsert_all(record)
+        for number in sorted(self._known):
+            self._upsert_all(self._known[number])
 
     def _upsert_all(self, record: TrialRecord) -> None:
         for item in (record, *further(record)):
             self._upsert(item)
 
     def _upsert(self, record: TrialRecord) -> None:
+        self.heard_at = time.monotonic()
         content = content_of(record)
         child = self._children.get(record.label)
         if child is None:
@@ -288,6 +319,7 @@ class Tracker:
             shown = self._show_scales(record, child, self._show_pictures(record, child))
             marked = mark if record.state.finished else ""
             self._write(child, replace(content, tags={**shown, **content.tags, _MARK: marked}))
+            self.delivered.trials.add(record.number)
             child.written = mark
             if record.state.finished:
                 child.names, child.logged = sorted({name for name, _ in child.logged or ()}), None
@@ -312,6 +344,7 @@ class Tracker:
             tags=tags,
             run_name=f"{record.label} {short(record.knobs, 120)}",
         )
+        self.delivered.runs += 1
         child = _Child(run.info.run_id, run.info.status, tags=tags, logged={})
         self._children[record.label] = child
         return child
@@ -398,9 +431,11 @@ class Tracker:
         while len(metrics) > _BATCH:
             self._client.log_batch(run_id, metrics=metrics[:_BATCH])
             metrics = metrics[_BATCH:]
+            self.delivered.figures += _BATCH
         self._client.log_batch(
             run_id, metrics=metrics, params=params[:100], tags=[RunTag(name, value) for name, value in tags.items()]
         )
+        self.delivered.figures += len(metrics)
 
     # The study.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from analysis.labels import figure, short
 from analysis.record import TrialRecord
 from search.conductor import Pause
-from search.progress import clock
+from search.eta import Eta, clock, left_in_words
 from search.store import Store
 from search.study import Study
 from trainers.contract import TrialReport, TrialRequest
@@ -78,9 +77,7 @@ class Confirmation:
         self._study, self._store, self._request, self._say = study, store, request, say
         self._waiting = list(trainings)
         self._running: dict[int, tuple[Training, _Progress]] = {}
-        self._total, self._began = len(trainings), time.monotonic()
-        self._shares: dict[int, float] = {}  # training -> share of its epochs, 1 for one that ended
-        self._resumed: dict[int, float] = {}  # the same where an earlier process left it
+        self._eta = Eta(len(trainings))
 
     def next(self) -> TrialRequest | Pause:
         """Gives the next training."""
@@ -110,8 +107,8 @@ class Confirmation:
         if report.phase == "epoch":
             share = report.epoch / self._study.budget.epochs
             if report.attrs.get("resumed"):
-                self._resumed.setdefault(number, share)
-            self._shares[number] = share
+                self._eta.resumed(number, share)
+            self._eta.reached(number, share)
             self._line(training, f"epoch {report.epoch}/{self._study.budget.epochs}  {self._accuracy(progress)}")
         if report.phase != "done":
             return True
@@ -146,7 +143,7 @@ class Confirmation:
 
     def _end(self, training: Training, text: str) -> None:
         del self._running[training.number]
-        self._shares[training.number] = 1.0
+        self._eta.ended(training.number)
         self._line(training, text)
 
     def _accuracy(self, progress: _Progress) -> str:
@@ -154,11 +151,6 @@ class Confirmation:
         return figure(metric, progress.figures.get(metric, math.nan))
 
     def _line(self, training: Training, text: str) -> None:
-        seconds = time.monotonic() - self._began
-        done = self._total - len(self._waiting) - len(self._running)
-        here = sum(share - self._resumed.get(number, 0.0) for number, share in self._shares.items())
-        left = ""
-        if here >= 0.5 and done < self._total:
-            left = f", about {clock(seconds / here * (self._total - sum(self._shares.values())))} left"
-        where = f"{clock(seconds)}  {done}/{self._total} trainings{left}"
+        eta = self._eta
+        where = f"{clock(eta.seconds)}  {eta.done}/{eta.total} trainings{left_in_words(eta.left())}"
         self._say(f"[{where}] trial {training.trial.number:>3} seed {training.seed}  {text}")

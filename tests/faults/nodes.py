@@ -1,0 +1,58 @@
+"""A Ray cluster of several nodes on one machine, told by lines on standard input; answers each with a line.
+
+nodes.py [CPUS_PER_NODE ...]: the first is the head. Commands: ``kill N`` (without grace), ``add CPUS``, ``fill MIB``
+(holds objects in the store), ``empty``, ``end``. The first answer is the address.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+# Read by the processes that Ray starts: a lost node is noticed within two seconds instead of 13.
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_health_check_initial_delay_ms="500",
+    RAY_health_check_period_ms="500",
+    RAY_health_check_timeout_ms="1000",
+    RAY_health_check_failure_threshold="3",
+)
+
+STORE_MIB = 96
+
+
+def main() -> None:
+    """Serves until told to end, or until whoever tells is gone."""
+    import numpy as np
+    import ray
+    from ray.cluster_utils import Cluster
+
+    size = {"object_store_memory": STORE_MIB << 20}
+    head, *others = [int(word) for word in sys.argv[1:]]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False, **size})
+    nodes: list[Any] = [cluster.head_node, *(cluster.add_node(num_cpus=cpus, wait=False, **size) for cpus in others)]
+    cluster.wait_for_nodes(60)
+    held: list[Any] = []
+    print(cluster.address, flush=True)
+    for line in sys.stdin:
+        word, *rest = line.split()
+        if word == "kill":
+            cluster.remove_node(nodes[int(rest[0])], allow_graceful=False)
+        elif word == "add":
+            nodes.append(cluster.add_node(num_cpus=int(rest[0]), wait=False, **size))
+        elif word == "fill":
+            if not ray.is_initialized():
+                ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            held += [ray.put(np.ones(8 << 20, dtype=np.uint8)) for _ in range(int(rest[0]) // 8)]
+        elif word == "empty":
+            held.clear()
+        elif word == "end":
+            break
+        print("ok", flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -126,8 +126,8 @@ def draw(seed: int, index: int, kinds: tuple[str, ...]) -> Scenario:
         chosen = [kind for kind in chosen if kind != "sqlite_locked"]
     # One run in nine trains a detector: a clean process a trial costs some 10 s.
     trained = lead in ("worker_killed", "driver_killed", "driver_terminated") and index // len(kinds) == 0
-    trials = 4 if trained else chance.randint(6, 10)
-    epochs = 3 if trained else chance.choice((3, 4, 6, 9))
+    trials = 4 if trained else chance.randint(6, 8)
+    epochs = 3 if trained else chance.choice((3, 3, 4, 6))
     alone = trained or chance.random() < 0.6
     rungs = chance.random() < 0.75
     study: dict[str, Any] = {

@@ -4,7 +4,7 @@
 HEADWAY = .venv/bin/headway
 PYTHON_BIN = .venv/bin/python
 
-.PHONY: setup demo test test-slow lint types clean
+.PHONY: setup demo test test-slow test-faults lint types clean
 
 setup:
 	@bash deploy/setup.sh
@@ -17,6 +17,10 @@ test: setup
 
 test-slow: setup
 	$(PYTHON_BIN) -m pytest -m slow
+
+# Kills, hangs, full disks and lost servers in randomised small studies; runs that are done are not done again.
+test-faults: setup
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) tests/faults/campaign.py --runs 60 --seed 0
 
 lint: setup
 	.venv/bin/ruff check .

@@ -3,7 +3,9 @@
     campaign.py --runs 60 --seed 0 --jobs 1 --out results.json
 
 Each run is checked against what must hold whatever died (``invariants``). A run that is in the file of lines beside
-``--out`` already is not done again, so a campaign that was cut short goes on. Exit status: 0 without violations, 1 with.
+``--out`` already is not done again, so a campaign that was cut short goes on.
+
+Exit status: 0 without violations, 1 with.
 """
 
 from __future__ import annotations
@@ -36,11 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kinds = tuple(kind for kind in kinds if kind in options.kinds)
     lines = options.out.with_suffix(".jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
-    done = {item["index"]: item for item in map(json.loads, lines.read_text().splitlines())} if lines.exists() else {}
-    if options.only:
-        chosen = options.only
-    else:
-        chosen = [index for index in range(options.runs) if index not in done]
+    kept = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()] if lines.exists() else []
+    done = {item["index"]: item for item in kept if item["seed"] == options.seed}
+    chosen = options.only or [index for index in range(options.runs) if index not in done]
     began = time.monotonic()
     with ProcessPoolExecutor(options.jobs) as pool:
         waiting = {pool.submit(_one, draw(options.seed, index, kinds), options.seed): index for index in chosen}

@@ -118,7 +118,7 @@ class _Run:
             self.disk = Disk(self.root)
             stack.callback(self.disk.close)
         if scenario.on_cluster:
-            self.nodes = Nodes([0, 1, 1], self.environment, folder / "nodes.log")
+            self.nodes = Nodes(["0", "1", "1"], self.environment, folder / "nodes.log")
             stack.callback(self.nodes.close)
         self.file = folder / "study.yaml"
         self.study = self._write_study()
@@ -151,9 +151,7 @@ class _Run:
             self._undo(everything=True)
             if status == 0 and self._complete():
                 break
-            allowed = self.killed_on_purpose or (
-                status in (1, 2) and bool(ENDS_DRIVER & set(self.result.injected))
-            )
+            allowed = self.killed_on_purpose or (status in (1, 2) and bool(ENDS_DRIVER & set(self.result.injected)))
             if not allowed:
                 self.result.violations.append(f"driver: ended with status {status}: {self._last_words()}")
             if self.result.starts >= _MOST_STARTS:

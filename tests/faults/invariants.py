@@ -129,7 +129,9 @@ def of_mlflow(uri: str, study: Study, records: Sequence[TrialRecord]) -> Iterato
                 for epoch in record.curve
                 if name in epoch.metrics and math.isfinite(epoch.metrics[name])
             ]
-            series = sorted((item.step, item.value) for item in client.get_metric_history(run.info.run_id, f"epoch/{name}"))
+            series = sorted(
+                (item.step, item.value) for item in client.get_metric_history(run.info.run_id, f"epoch/{name}")
+            )
             if series != wanted_series:
                 yield f"MLflow: trial {record.number} has {name} {series}, in the store {wanted_series}"
 

@@ -1,7 +1,8 @@
 """A Ray cluster of several nodes on one machine, told by lines on standard input; answers each with a line.
 
-nodes.py [CPUS_PER_NODE ...]: the first is the head. Commands: ``kill N`` (without grace), ``add CPUS``, ``fill MIB``
-(holds objects in the store), ``empty``, ``end``. The first answer is the address.
+nodes.py CPUS[:ACCELERATORS] ...: one for each node, the first is the head. Accelerators are logical: Ray counts them as
+GPUs, nobody computes on them. Commands: ``kill N`` (without grace), ``add CPUS[:ACCELERATORS]``, ``fill MIB`` (holds
+objects in the store), ``empty``, ``end``. The first answer is the address and the nodes' ids.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     size = {"object_store_memory": STORE_MIB << 20}
-    head, *others = [int(word) for word in sys.argv[1:]]
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False, **size})
-    nodes: list[Any] = [cluster.head_node, *(cluster.add_node(num_cpus=cpus, wait=False, **size) for cpus in others)]
+    head, *others = [_resources(word) for word in sys.argv[1:]]
+    cluster = Cluster(initialize_head=True, head_node_args={**head, **size, "include_dashboard": False})
+    nodes: list[Any] = [cluster.head_node, *(cluster.add_node(wait=False, **other, **size) for other in others)]
     cluster.wait_for_nodes(60)
     held: list[Any] = []
-    print(cluster.address, flush=True)
+    print(cluster.address, *(node.node_id for node in nodes), flush=True)
     for line in sys.stdin:
         word, *rest = line.split()
         if word == "kill":
             cluster.remove_node(nodes[int(rest[0])], allow_graceful=False)
         elif word == "add":
-            nodes.append(cluster.add_node(num_cpus=int(rest[0]), wait=False, **size))
+            nodes.append(cluster.add_node(wait=False, **_resources(rest[0]), **size))
         elif word == "fill":
             if not ray.is_initialized():
                 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -52,6 +53,11 @@ def main() -> None:
         print("ok", flush=True)
     ray.shutdown()
     cluster.shutdown()
+
+
+def _resources(word: str) -> dict[str, int]:
+    cpus, _, accelerators = word.partition(":")
+    return {"num_cpus": int(cpus), "num_gpus": int(accelerators or 0)}
 
 
 if __name__ == "__main__":

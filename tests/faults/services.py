@@ -191,24 +191,24 @@ class Nodes:
     """A Ray cluster of several nodes, in a process of its own.
 
     Args:
-        cpus: Of each node, the head's first.
+        resources: ``CPUS`` or ``CPUS:ACCELERATORS`` of each node, the head's first.
         environment: Of its processes.
         log: Where they write.
     """
 
-    def __init__(self, cpus: Sequence[int], environment: Mapping[str, str], log: Path) -> None:
-        self._cpus, self._environment, self._log = cpus, environment, log
+    def __init__(self, resources: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._resources, self._environment, self._log = resources, environment, log
         self.start()
 
     def start(self) -> None:
         """Starts it, at an address of its own."""
-        command = [sys.executable, str(HERE / "nodes.py"), *map(str, self._cpus)]
+        command = [sys.executable, str(HERE / "nodes.py"), *self._resources]
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 env=dict(self._environment), start_new_session=True,
             )  # fmt: skip
-        self.address = self._answer()
+        self.address, *self.ids = self._answer().split()
 
     def tell(self, command: str) -> None:
         """Has a command of ``nodes.py`` done."""

@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     restarts = ("--restarts", {"type": int, "default": 0, "metavar": "N", "help": restarts_help})
     add("run", "start a study or continue it", study_file, settings, extend, address, restarts, studies, json)
     add("plan", "dry run: space, corners, cost and time, what cannot be exported", study_file, settings, json)
-    add("status", "trials by state, failures, time", study, studies, json)
+    follow = ("--follow", {"action": "store_true", "help": "show it again every few seconds while the study runs"})
+    add("status", "what runs where, trials by state, failures, estimated end", study, follow, studies, json)
     add("front", "the accuracy-speed front", study, studies, json)
     seeds_help = "seeds of a point, the study's own among them (default: 3)"
     seeds = ("--seeds", {"type": int, "default": 3, "metavar": "K", "help": seeds_help})

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from search.folder import find_study, studies_root
 from search.store import Store
 from search.study import Study, load, parse_assignment
 from spaces.errors import UserError, choices, unknown
+
+_FOLLOW_SECONDS = 5.0
 
 
 @contextlib.contextmanager
@@ -113,12 +116,24 @@ def plan(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """``headway status STUDY``."""
+    from search.live import read_live
+    from search.status import document, show
+
+    if options.follow and options.json:
+        raise UserError("--follow: must not go with --json, which prints one document.")
     folder, study, store = _open(options)
-    summary = tables.summary(store.records(), study, folder)
-    if options.json:
-        _emit(summary)
-    else:
-        tables.print_status(summary, store.records(), study)
+    while True:
+        records = store.records()
+        found = document(records, study, folder, read_live(folder), store.seconds_run)
+        if options.json:
+            _emit(found)
+            return
+        if options.follow:
+            tables.new_console().clear()
+        show(found, records, study)
+        if not (options.follow and found["running"]):
+            return
+        time.sleep(_FOLLOW_SECONDS)
 
 
 def front(options: argparse.Namespace) -> None:

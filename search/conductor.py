@@ -6,10 +6,12 @@ import enum
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
+from search.places import Places, Where
 from search.rungs import RungPoint, decide
 from search.store import Store
 from search.study import Constraint, Study
@@ -47,6 +49,7 @@ class Conductor:
         threads: CPU threads a trial.
         concurrent: Most trials side by side.
         listeners: Called with the record after each change.
+        places: Is told where trials run.
         clock: Gives seconds, of which ``budget.hours`` are counted.
     """
 
@@ -63,6 +66,7 @@ class Conductor:
         threads: int,
         concurrent: int,
         listeners: Sequence[Listener] = (),
+        places: Places | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.study, self.space, self.store = study, space, store
@@ -79,6 +83,7 @@ class Conductor:
         # Trial 0 reports the shared warm start when it is on disk; in a later process once more, as it may have gone.
         first = store.records()[:1]
         self._warm_is_there = study.warm_epochs is None or any(record.state.finished for record in first)
+        self._places = places or Places()
         self.exhausted = False
         self.out_of_time = False
         self.halted: str | None = None
@@ -125,6 +130,9 @@ class Conductor:
             where = f"epoch {report.epoch}{' of the shared warm start' if report.phase == 'warm' else ''}"
             self._end(number, TrialState.FAILED, reason=f"not a number: {values} ({where})")
             return False
+        place, nodes = self._places.of(number), record.attrs.get("nodes", [])
+        if place is not None and place.where.name not in nodes:
+            report = replace(report, attrs={**report.attrs, "nodes": [*nodes, place.where.name]})
         if not number and report.phase != "warm":  # which comes before all others
             self._warm_is_there = True
         handle = {
@@ -143,6 +151,10 @@ class Conductor:
         if not self.store.record(number).state.finished:
             self._end(number, TrialState.FAILED, reason=reason, traceback=traceback)
         self._running.pop(number, None)
+
+    def placed(self, number: int, where: Where) -> None:
+        """Takes the news which process a message comes from; the next report keeps its node in ``attrs["nodes"]``."""
+        self._places.heard(number, where)
 
     def postponed(self, number: int) -> None:
         """Takes the news that a trial left its place without an end."""

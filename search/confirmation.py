@@ -10,6 +10,7 @@ from analysis.labels import figure, short
 from analysis.record import TrialRecord
 from search.conductor import Pause
 from search.eta import Eta, clock, left_in_words
+from search.places import Where
 from search.store import Store
 from search.study import Study
 from trainers.contract import TrialReport, TrialRequest
@@ -130,6 +131,9 @@ class Confirmation:
         for label in training.labels.values():
             self._store.note(f"{NOTE}{label}:{training.seed}", {"reason": reason, "traceback": traceback})
         self._end(training, f"FAILED: {reason}")
+
+    def placed(self, number: int, where: Where) -> None:
+        """Takes the news which process a message comes from, which a confirmation does not keep."""
 
     def postponed(self, number: int) -> None:
         """Takes the news that a training left its place without an end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from search.conductor import Pause
+from search.places import Where
 from trainers.contract import TrialReport, TrialRequest
 
 
@@ -27,6 +28,9 @@ class Director(Protocol):
 
     def died(self, number: int, reason: str, traceback: str | None = None) -> None:
         """Takes the news that a trial cannot give a result; ignored where it has ended."""
+
+    def placed(self, number: int, where: Where) -> None:
+        """Takes the news which process the next report comes from."""
 
     def postponed(self, number: int) -> None:
         """Takes the news that a trial left its place without an end; ``next`` gives it again, before new ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from analysis.pareto import front_rows, write_front_csv, write_front_json
@@ -16,6 +16,8 @@ from search.confirm import confirmed
 from search.delivery import open_courier, run_status
 from search.designs import listed, study_space
 from search.folder import STUDY_FILE, claimed, find_study, write_study
+from search.live import Live, Seen, UnderWay, time_left
+from search.places import Places
 from search.progress import Progress
 from search.proposals import EarlierPoint, check_sampler, earlier_points
 from search.resources import divide
@@ -154,6 +156,7 @@ def run(
         store = Store.create(folder, study, extend=extend)
         if store.earlier is None:
             store.earlier = told
+        live = stack.enter_context(Live(folder))
         ray_adapter.connect(address)  # late, since it takes long
         share = divide(study.resources, *ray_adapter.capacity())
         records = confirmed(store)
@@ -168,6 +171,8 @@ def run(
             if record.state.finished and tracker.due:
                 tracker.study(confirmed(store))
 
+        places = Places()
+        under_way = UnderWay(places)
         conductor = Conductor(
             study,
             space,
@@ -178,8 +183,16 @@ def run(
             speed_device=speed_device,
             threads=share.cpus,
             concurrent=share.concurrent,
-            listeners=(tracker.trial, progress, draw),
+            listeners=(tracker.trial, progress, draw, under_way),
+            places=places,
         )
+        live.sources = {
+            "nodes": Seen(ray_adapter.view).rows,
+            "trials": under_way.rows,
+            "mlflow": lambda: asdict(tracker.state),
+            "halted": lambda: conductor.halted,
+            "seconds_left": lambda: time_left(progress.eta, study.budget.hours, store.seconds_run),
+        }
         for line in report.summary():
             progress.say(line)
         progress.say(_plan_line(study, space, share.concurrent))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +72,7 @@ def print_saved(records: Sequence[TrialRecord], study: Study) -> None:
     """Prints what the study did not pay for, if anything."""
     found = saved(records, study)
     if found:
-        console = _console()
+        console = new_console()
         console.print("Saved (hours are estimates, from what an epoch of the same trial took):")
         for saving in found:
             console.print(f"  {saving}", markup=False, highlight=False)
@@ -94,7 +93,7 @@ def _warm(records: Sequence[TrialRecord], study: Study) -> dict[str, Any] | None
 
 def print_front(found: Sequence[Mapping[str, Any]], records: Sequence[TrialRecord], study: Study) -> None:
     """Prints the front, then what it rests on."""
-    console = _console()
+    console = new_console()
     objectives = study.objective_records
     costs = [item.metric for item in objectives if item.metric not in ("bbox_mAP", "latency_ms")]
     table = Table(title=f"{study.name}: the front of {' and '.join(item.metric for item in objectives)}")
@@ -149,7 +148,7 @@ def _again(confirmed: Mapping[str, Any] | None, metric: str) -> tuple[str, ...]:
 
 def print_confirmed(found: Mapping[str, Any], study: Study) -> None:
     """Prints what is left of the front once it was trained again and timed together."""
-    console = _console()
+    console = new_console()
     metric = study.objectives[0].metric
     table = Table(title=f"{study.name}: the front, confirmed")
     accuracy, latency, alike = _again_columns(metric)
@@ -180,44 +179,17 @@ def print_confirmed(found: Mapping[str, Any], study: Study) -> None:
 def _design(row: Mapping[str, Any]) -> str:
     if row["baseline"]:
         return "baseline" if row["on_front"] else "baseline (not on the front)"
-    return _named(row, short(row["knobs"]))
+    return named(row, short(row["knobs"]))
 
 
-def _named(fields: Mapping[str, Any], design: str) -> str:
+def named(fields: Mapping[str, Any], design: str) -> str:
     """The design in words, after the name that the study file gives it."""
     return f"{fields['name']}: {design}" if fields.get("name") else design
 
 
-def print_status(found: Mapping[str, Any], records: Sequence[TrialRecord], study: Study) -> None:
-    """Prints where a study stands."""
-    console = _console()
-    states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
-    console.print(f"{study.name} in {found['folder']}: {states or 'no trials'} (budget {study.budget.trials}).")
-    console.print(f"{found['compute_hours']:.2f} compute hours.")
-    warm = found["warm"]
-    if warm and warm["epoch"]:
-        reached = f", AP {100 * warm['bbox_mAP']:.1f} %" if warm["bbox_mAP"] is not None else ""
-        console.print(f"Shared warm start: epoch {warm['epoch']}/{warm['epochs']}{reached}, {warm['hours']:.2f} h.")
-    for record in records:
-        if record.state is TrialState.RUNNING:
-            minutes = (time.time() - (record.started or time.time())) / 60
-            warming = warm and record.baseline and warm["epoch"] < warm["epochs"]
-            where = "in the shared warm start" if warming else f"epoch {len(record.curve)}/{study.budget.epochs}"
-            console.print(
-                f"  trial {record.number} RUNNING since {minutes:.0f} min, {where}: "
-                f"{_named(record.attrs, short(record.knobs))}",
-                markup=False,
-            )
-    for record in records:
-        if record.reason:
-            name = f" ({record.attrs['name']})" if record.attrs.get("name") else ""
-            console.print(f"  trial {record.number}{name} {record.state.value}: {record.reason}", markup=False)
-    print_saved(records, study)
-
-
 def print_families(found: Sequence[Mapping[str, Any]]) -> None:
     """Prints the families and their knobs."""
-    console = _console()
+    console = new_console()
     for family in found:
         table = Table(title=f"{family['name']}: {family['title']}", caption=f"{family['paper']}. {_works(family)}")
         for name in ("knob", "legal", "paper's best", "when", "meaning"):
@@ -240,7 +212,7 @@ def _works(family: Mapping[str, Any]) -> str:
 
 def print_profile(found: Mapping[str, Any], config: str, against: str | None) -> None:
     """Prints a profile."""
-    console = _console()
+    console = new_console()
     height, width = found["size"]
     other = found.get("against")
     table = Table(title=f"{config} at {height}x{width}" + (f", against {against}" if against else ""))
@@ -275,7 +247,7 @@ def print_profile(found: Mapping[str, Any], config: str, against: str | None) ->
 
 def print_published(found: Sequence[Mapping[str, Any]], legend: str) -> None:
     """Prints the papers' tables beside ours."""
-    console = _console()
+    console = new_console()
     for table in found:
         where = f"{table['data']}; FPS on a {table['device']}" if table["device"] else table["data"]
         shown = Table(title=f"{table['paper']}, {table['kind']} {table['table']}: {table['title']}", caption=where)
@@ -313,7 +285,7 @@ def print_published(found: Sequence[Mapping[str, Any]], legend: str) -> None:
 
 def print_drawn(found: Sequence[Drawn], score: float, out: Path) -> None:
     """Prints which pictures were written."""
-    console = _console()
+    console = new_console()
     table = Table(title=f"Pictures in {out}")
     table.add_column("image", overflow="fold")
     table.add_column(f"detections from {score:g}", justify="right")
@@ -328,7 +300,7 @@ def print_drawn(found: Sequence[Drawn], score: float, out: Path) -> None:
 
 def print_recorded(found: Mapping[str, Any], out: Path) -> None:
     """Prints what a table holds."""
-    console = _console()
+    console = new_console()
     states = ", ".join(f"{count} {state}" for state, count in sorted(found["states"].items()))
     console.print(f"{out}: {found['designs']} designs of {found['study']}, {states}.", markup=False)
     if found["partial"]:
@@ -339,7 +311,7 @@ def print_recorded(found: Mapping[str, Any], out: Path) -> None:
 
 def print_replayed(found: Mapping[str, Any]) -> None:
     """Prints what the searches in a table came to."""
-    console = _console()
+    console = new_console()
     rungs = found["rungs"]
     stopping = "no rungs" if rungs is None else ", ".join(f"{key} {value}" for key, value in rungs.items())
     table = Table(
@@ -369,7 +341,7 @@ def _median(spread: Mapping[str, float | None], digits: int) -> tuple[str, str]:
 
 def print_plan(made: Plan, study: Study) -> None:
     """Prints a dry run."""
-    console = _console()
+    console = new_console()
     for line in made.lines(study):
         console.print(line, markup=False)
     what = "Designs of the study file" if study.designs else "Corners of the space"
@@ -386,12 +358,13 @@ def print_plan(made: Plan, study: Study) -> None:
             f"{metrics['head_gmacs']:.3f}",
             f"{metrics['params_m']:.3f}",
             "broken: " + "; ".join(corner.broken) if corner.broken else "ok",
-            escape(_named(vars(corner), short(corner.knobs))),
+            escape(named(vars(corner), short(corner.knobs))),
         )
     console.print(table)
 
 
-def _console() -> Console:
+def new_console() -> Console:
+    """Where results are printed."""
     console = Console()
     # A file or pipe has no width of its own; a table must not be cut there.
     return console if console.is_terminal else Console(width=180)

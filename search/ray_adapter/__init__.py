@@ -2,6 +2,7 @@
 
 - ``cluster``: joins Ray, and says what there is.
 - ``tuner``: runs a study's trials with Ray Tune, and asks the director about each report.
+- ``view``: what the cluster does at the moment.
 - ``trial``: what runs in a trial's process.
 """
 
@@ -20,5 +21,6 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 from search.ray_adapter.cluster import capacity, connect
 from search.ray_adapter.trial import call
 from search.ray_adapter.tuner import run
+from search.ray_adapter.view import view
 
-__all__ = ["call", "capacity", "connect", "run"]
+__all__ = ["call", "capacity", "connect", "run", "view"]

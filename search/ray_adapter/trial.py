@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import os
+import socket
 import traceback
 from dataclasses import asdict
 from typing import Any
@@ -16,8 +19,10 @@ from search.resources import Resources
 from spaces.errors import HeadwayError
 from trainers.contract import LaneNeeded, MachineUnfit, TrialFailed, TrialInterrupted, TrialReport, TrialRequest
 
-# The key that a trial's message lies under, and the phases of messages that are no reports of a trainer's.
+# The key that a trial's message lies under, that of its sender in it, and the phases of messages that are no reports of
+# a trainer's.
 MESSAGE = "message"
+WHERE = "where"
 FAILED = "failed"
 LANE = "lane"
 UNFIT = "unfit"
@@ -51,7 +56,13 @@ def _report_failure(reason: str) -> None:
 
 def _send(message: dict[str, Any]) -> None:
     # As text, since Tune flattens nested results. Returns when the driver has decided.
-    tune.report({MESSAGE: json.dumps(message)})
+    tune.report({MESSAGE: json.dumps({**message, WHERE: _where()})})
+
+
+@functools.cache
+def _where() -> dict[str, Any]:
+    node = ray.get_runtime_context().get_node_id()
+    return {"host": socket.gethostname(), "node": node, "pid": os.getpid()}
 
 
 def call(function: str, argument: str, share: Resources) -> str:

@@ -19,7 +19,8 @@ from ray.tune.search import Searcher
 
 from search.conductor import Pause
 from search.director import Director
-from search.ray_adapter.trial import FAILED, LANE, MESSAGE, UNFIT, run_trial
+from search.places import Where
+from search.ray_adapter.trial import FAILED, LANE, MESSAGE, UNFIT, WHERE, run_trial
 from search.resources import Resources
 from trainers.contract import TrialReport
 
@@ -130,6 +131,7 @@ class _StoreScheduler(FIFOScheduler):
         if number is None:
             return str(FIFOScheduler.STOP)
         message = json.loads(result[MESSAGE])
+        desk.conductor.placed(number, Where(**message.pop(WHERE)))
         if message["phase"] == FAILED:
             desk.conductor.died(number, message["reason"], message["traceback"])
             return str(FIFOScheduler.STOP)

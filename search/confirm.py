@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +20,12 @@ from analysis.pareto import front, is_point
 from analysis.record import Objective, TrialRecord, spread
 from search.confirmation import NOTE, Confirmation, Training
 from search.delivery import open_courier, run_status
+from search.events import EVENTS, EventLog
 from search.folder import claimed
 from search.resources import Resources, divide
-from search.store import Store
+from search.store import Store, plainly
 from search.study import Study
+from search.study_lock import held
 from spaces import patching
 from spaces.errors import CutShort, UserError
 from spaces.space import Space
@@ -71,12 +75,17 @@ def run(
         CutShort: No training can go on here.
     """
     from search import ray_adapter
+    from search.begun import begun
     from search.engine import check_speed_device, prepare, write_pages
     from trainers.together import TogetherRequest
 
     data, _, space = prepare(study)
-    with claimed(folder):
-        store = Store.create(folder, study)
+    with ExitStack() as stack:
+        stack.enter_context(claimed(folder))
+        guard = stack.enter_context(held(study.storage, study.name))
+        log = stack.enter_context(closing(EventLog(folder / EVENTS)))
+        store = Store.create(folder, study, journal=log, guard=guard, say=_say)
+        store.settle()
         records = store.records()
         points = wanted(study, records)
         trainings = missing(store, points, seeds)
@@ -86,6 +95,7 @@ def run(
             share = divide(study.resources, *ray_adapter.capacity())
             speed_device = share.device if study.speed.device == "auto" else study.speed.device
             check_speed_device(store, records, speed_device)
+            begun(log, study, address, share, "confirm")
         if trainings:
             _say(f"{len(trainings)} trainings of {study.budget.epochs} epochs, {share.concurrent} side by side")
             confirmation = Confirmation(
@@ -96,7 +106,8 @@ def run(
                 concurrent=share.concurrent,
                 say=_say,
             )
-            ray_adapter.run(confirmation, share, folder / "ray", trainer)
+            with plainly(store):
+                ray_adapter.run(confirmation, share, folder / "ray", trainer)
             if confirmation.halted is not None:
                 raise CutShort(f"{study.name}: {confirmation.halted}; nothing is lost, the same command continues.")
         finished = not missing(store, points, seeds)
@@ -115,9 +126,11 @@ def run(
             _clean(folder / training.folder, keep=bool(training.trial.sweep))
         records = confirmed(store)
         write_pages(folder, study, records)
-        tracker = open_courier(study, folder)
+        tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
         tracker.begin(records)
         tracker.close(run_status(records))
+        store.settle()
+        log.write("finished", finished=finished, states=Counter(record.state.value for record in records), why=None)
         return Outcome(records, finished)
 
 

@@ -30,7 +30,7 @@ def open_tracker(study: Study, folder: Path) -> Tracker:
         experiment=study.tracking.experiment or study.name,
         study=study.name,
         study_folder=folder,
-        params=_public(study),
+        params=public(study),
         objectives=study.objective_records,
     )
 
@@ -69,7 +69,7 @@ def tracking_uri(study: Study, folder: Path) -> str:
     return study.tracking.uri or default_uri(folder)
 
 
-def _public(study: Study) -> dict[str, Any]:
+def public(study: Study) -> dict[str, Any]:
     """The study file without the credentials that addresses may hold, for pages that others read."""
     told = study.dump()
     if study.storage:

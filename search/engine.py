@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from analysis.pareto import front_rows, write_front_csv, write_front_json
 from analysis.plots import pareto_html, pareto_png
 from analysis.record import TrialRecord, TrialState
+from search.begun import begun
 from search.conductor import Conductor
 from search.confirm import confirmed
 from search.delivery import open_courier, run_status
 from search.designs import listed, study_space
+from search.events import EVENTS, EventLog
 from search.folder import STUDY_FILE, claimed, find_study, write_study
 from search.live import Live, Seen, UnderWay, time_left
 from search.places import Places
 from search.progress import Progress
 from search.proposals import EarlierPoint, check_sampler, earlier_points
 from search.resources import divide
-from search.store import Store
+from search.store import Store, plainly
 from search.study import Study
+from search.study_lock import held
 from spaces.base import facts
 from spaces.errors import CutShort, HeadwayError, UserError, choices
 from spaces.space import Space
@@ -150,10 +154,13 @@ def run(
     data, report, space = prepare(study)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
+        guard = stack.enter_context(held(study.storage, study.name))
         if study.tracking.uri and not is_database(study.tracking.uri) and not (folder / STUDY_FILE).exists():
             reach(study.tracking.uri)  # before anything is written; a study that was begun there goes on without it
         told = _earlier(study, space, root)
-        store = Store.create(folder, study, extend=extend)
+        log = stack.enter_context(closing(EventLog(folder / EVENTS)))
+        store = Store.create(folder, study, extend=extend, journal=log, guard=guard, say=_say)
+        store.settle()
         if store.earlier is None:
             store.earlier = told
         live = stack.enter_context(Live(folder))
@@ -163,8 +170,9 @@ def run(
         speed_device = share.device if study.speed.device == "auto" else study.speed.device
         check_speed_device(store, records, speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
-        tracker = open_courier(study, folder)
+        tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
         tracker.begin(records)
+        begun(log, study, address, share)
         write_study(folder, study)
 
         def draw(record: TrialRecord) -> None:
@@ -196,13 +204,26 @@ def run(
         for line in report.summary():
             progress.say(line)
         progress.say(_plan_line(study, space, share.concurrent))
-        ray_adapter.run(conductor, share, folder / "ray", trainer)
+        with plainly(store):
+            ray_adapter.run(conductor, share, folder / "ray", trainer)
         records = confirmed(store)
         finished = all(record.state.finished for record in records)
         tracker.close(run_status(records))
         write_pages(folder, study, records)
         for record in records:
             _clean(folder / record.folder, record)
+        note = None
+        if conductor.exhausted and not study.designs:
+            note = "every design of the space that could be found was tried"
+        elif conductor.out_of_time:
+            note = f"the {study.budget.hours:g} hours of the budget are spent"
+        store.settle()
+        log.write(
+            "finished",
+            finished=finished,
+            states=Counter(record.state.value for record in records),
+            why=conductor.baseline_failure or conductor.halted or note,
+        )
         if conductor.baseline_failure:
             raise HeadwayError(
                 f"{study.name}: the baseline failed, and every design is compared with it: "
@@ -211,11 +232,6 @@ def run(
             )
         if conductor.halted is not None:
             raise CutShort(f"{study.name}: {conductor.halted}; nothing is lost, the same command continues.")
-        note = None
-        if conductor.exhausted and not study.designs:
-            note = "every design of the space that could be found was tried"
-        elif conductor.out_of_time:
-            note = f"the {study.budget.hours:g} hours of the budget are spent"
         return Outcome(records, finished, note)
 
 
@@ -251,6 +267,10 @@ def check_speed_device(store: Store, records: Sequence[TrialRecord], device: str
                 f"speed.device: must stay {before}, on which this study's latencies were measured, but here it is "
                 f"{device}; continue on such a machine, or give the study another name."
             )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _counts(record: TrialRecord) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import logging
 import os
 import re
@@ -12,16 +13,27 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.patience import PatientStorage, cause
 from spaces.errors import HeadwayError, UserError
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 _CONNECT_SECONDS = 5.0
+# By the scheme without a driver: the drivers that are tried in turn, by the module that is imported, and the extra that
+# brings the last one. SQLAlchemy would take the first one, there or not.
+_DRIVERS = {
+    "postgresql": ({"psycopg2": "psycopg2", "psycopg": "psycopg"}, "postgres"),
+    "mysql": ({"mysqldb": "MySQLdb", "pymysql": "pymysql"}, "mysql"),
+    "mariadb": ({"mysqldb": "MySQLdb", "pymysql": "pymysql"}, "mysql"),
+}
+# Seconds: a server that vanished is noticed, and one that does not answer is not waited for.
+_LIBPQ = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+_MYSQL = {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60}
 
 
 def default_url(folder: Path) -> str:
@@ -36,7 +48,40 @@ def safe_url(url: str) -> str:
     return re.sub(r"://.*@", "://***@", url).partition("?")[0]
 
 
-def open_storage(url: str) -> BaseStorage:
+def with_driver(url: str) -> str:
+    """The URL with the driver that is installed here, where it names none.
+
+    Raises:
+        UserError: None is, or not the one that it names.
+    """
+    scheme, separator, rest = url.partition("://")
+    kind, _, named = scheme.partition("+")
+    if kind not in _DRIVERS:
+        return url
+    drivers, extra = _DRIVERS[kind]
+    for driver, module in {named: drivers.get(named, named)}.items() if named else drivers.items():
+        if importlib.util.find_spec(module) is not None:
+            return f"{kind}+{driver}{separator}{rest}"
+    raise UserError(
+        f"storage: must be an SQLAlchemy URL of a reachable database, but {safe_url(url)} needs a driver that is not "
+        f"installed here; pip install 'headway[{extra}]' brings one, for {kind}+{list(drivers)[-1]}://."
+    )
+
+
+def options(url: str) -> dict[str, Any]:
+    """What SQLAlchemy's engine is given for a URL."""
+    scheme = url.partition("://")[0]
+    if scheme.startswith("sqlite"):
+        return {"connect_args": {"timeout": 60}}
+    connect = {}
+    if scheme in ("postgresql+psycopg", "postgresql+psycopg2"):
+        connect = {**_LIBPQ, "tcp_user_timeout": 60_000}
+    elif scheme.endswith(("+pymysql", "+mysqldb")):
+        connect = _MYSQL
+    return {"pool_pre_ping": True, "connect_args": dict(connect)}
+
+
+def open_storage(url: str) -> PatientStorage:
     """Opens Optuna's storage at an SQLAlchemy URL, making its tables where there are none.
 
     Raises:
@@ -44,14 +89,14 @@ def open_storage(url: str) -> BaseStorage:
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     with explained(url):
         parts = make_url(url)
         if parts.host and (port := parts.port or _PORTS.get(parts.get_backend_name())):
             # Drivers wait minutes for a host that does not answer.
             socket.create_connection((parts.host, port), _CONNECT_SECONDS).close()
+        there = with_driver(url)
         with _one_at_a_time(url):
-            return RDBStorage(url, engine_kwargs=options)
+            return PatientStorage(there, engine_kwargs=options(there))
 
 
 @contextmanager
@@ -77,10 +122,10 @@ def explained(url: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, OSError) as error:
-        cause = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
+        told = cause(error)
         password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
-        cause = cause.replace(password, "***") if password else cause
-        message = f"storage: must be an SQLAlchemy URL of a reachable database, but {safe_url(url)} gives: {cause}"
+        told = told.replace(password, "***") if password else told
+        message = f"storage: must be an SQLAlchemy URL of a reachable database, but {safe_url(url)} gives: {told}"
         raise UserError(message) from error
     except RuntimeError as error:
         raise HeadwayError(f"storage: {safe_url(url)}: {error}") from error

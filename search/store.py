@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from optuna.trial import create_trial
 from pydantic import ValidationError
 
 from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
+from search.attributes import changes, plain, record_of
+from search.events import EventLog
+from search.patience import Patience, PatientStorage, patience_seconds
 from search.proposals import EarlierPoint, Known, Proposal, Proposals
 from search.sampler import Asked
 from search.storage import default_url, explained, open_storage, safe_url
 from search.study import Study
-from spaces.errors import UserError
+from spaces.errors import HeadwayError, UserError
 from spaces.space import Space, design_hash
 
 _TOLD = {
@@ -35,6 +38,7 @@ _TOLD = {
     TrialState.INFEASIBLE: OptunaState.PRUNED,
     TrialState.FAILED: OptunaState.FAIL,
 }
+_PREFIX = "headway:"
 _FILE = "headway:study_file"
 _SPEED = "headway:speed:"
 _REFERENCE = "headway:reference_ms"
@@ -56,18 +60,28 @@ class Store:
         *,
         writes: bool = False,
         clock: Callable[[], float] = time.time,
+        journal: EventLog | None = None,
     ) -> None:
         self._storage = storage
         self._optuna = optuna_study
         self._writes = writes
         self._clock = clock
+        self._journal = journal
         self.study = study
         self._proposals: Proposals | None = None
         self._load()
 
     @classmethod
     def create(
-        cls, folder: Path, study: Study, *, extend: bool = False, clock: Callable[[], float] = time.time
+        cls,
+        folder: Path,
+        study: Study,
+        *,
+        extend: bool = False,
+        clock: Callable[[], float] = time.time,
+        journal: EventLog | None = None,
+        guard: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> Store:
         """Opens the store of a study for a run, creating it where there is none, and repairs what a kill left.
 
@@ -76,6 +90,9 @@ class Store:
             study: The study file.
             extend: The budget may have grown since the last start.
             clock: Gives the Unix time of starts and ends; another one in a simulation.
+            journal: Is told each change after the database took it.
+            guard: Called before writes; raises where this process may not write any more (``search.study_lock``).
+            say: Takes a line when the database is away, and when it is there again.
 
         Raises:
             UserError: The storage cannot be opened, or it holds another study under this name.
@@ -98,14 +115,18 @@ class Store:
             if known != study.dump():
                 optuna_study.set_user_attr(_FILE, study.dump())
             _repair(storage, optuna_study, study)
-            return cls(storage, optuna_study, study, writes=True, clock=clock)
+            # From here on a database that goes away is waited for; before, the URL may be wrong.
+            storage.patience = _patience(url, journal, guard, say)
+            return cls(storage, optuna_study, study, writes=True, clock=clock, journal=journal)
 
     @classmethod
-    def in_memory(cls, study: Study, *, clock: Callable[[], float] = time.time) -> Store:
+    def in_memory(
+        cls, study: Study, *, clock: Callable[[], float] = time.time, journal: EventLog | None = None
+    ) -> Store:
         """Makes a store that lives as long as the process: for simulations."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         storage = InMemoryStorage()
-        return cls(storage, _open_study(storage, study), study, writes=True, clock=clock)
+        return cls(storage, _open_study(storage, study), study, writes=True, clock=clock, journal=journal)
 
     @classmethod
     def read(cls, folder: Path, study: Study) -> Store:
@@ -136,7 +157,7 @@ class Store:
             if number is not None:
                 noted = {key: value for key, value in trial.system_attrs.items() if not key.startswith("constraints")}
                 asked = Asked(trial.params, trial.distributions, noted)
-                self._know(number, trial._trial_id, trial.user_attrs, asked, trial.constraints)
+                self._know(number, trial._trial_id, _unprefixed(trial.user_attrs), asked, trial.constraints)
 
     def _know(
         self, number: int, identity: int, attrs: Mapping[str, Any], asked: Asked, broken: Mapping[str, float]
@@ -144,7 +165,7 @@ class Store:
         self._ids[number] = identity
         self._attrs[number] = dict(attrs)
         self._told[number] = asked, dict(broken)
-        self._tried.add(design_hash(attrs["headway:knobs"]))
+        self._tried.add(design_hash(attrs["knobs"]))
 
     def records(self) -> list[TrialRecord]:
         """All trials, by number."""
@@ -155,8 +176,19 @@ class Store:
     def record(self, number: int) -> TrialRecord:
         """One trial."""
         if number not in self._records:
-            self._records[number] = _record(self._attrs[number])
+            self._records[number] = record_of(self._attrs[number])
         return self._records[number]
+
+    @property
+    def failure(self) -> HeadwayError | None:
+        """Why the database takes nothing any more, ``None`` while it does."""
+        patience = self._storage.patience if isinstance(self._storage, PatientStorage) else None
+        return None if patience is None else patience.over
+
+    def settle(self) -> None:
+        """Makes the event log agree with the database, of which a kill or a full disk may have kept it."""
+        if self._journal is not None:
+            self._journal.settle(self._attrs)
 
     @property
     def earlier(self) -> list[EarlierPoint] | None:
@@ -192,53 +224,43 @@ class Store:
         return self._proposals
 
     def _accept(self, proposal: Proposal, number: int) -> TrialRecord:
-        attrs: dict[str, Any] = {
-            "headway:knobs": proposal.design,
-            "headway:state": TrialState.PROPOSED.value,
-            "headway:number": number,
-        }
-        if proposal.attrs:
-            attrs["headway:attrs"] = dict(proposal.attrs)
+        fields = plain({"knobs": proposal.design, "attrs": dict(proposal.attrs)})
+        attrs = changes("proposed", {"trial": number, **fields}, {})
         asked = proposal.asked
         template = create_trial(
             state=OptunaState.RUNNING,
             params=dict(asked.params),
             distributions=dict(asked.distributions),
-            user_attrs=attrs,
+            user_attrs={f"{_PREFIX}{key}": value for key, value in attrs.items()},
             system_attrs=dict(asked.system),
         )
         identity = self._storage.create_new_trial(self._optuna._study_id, template)
-        self._know(number, identity, _plain(attrs), asked, {})
+        self._know(number, identity, attrs, asked, {})
+        self._log("proposed", number, fields)
         return self.record(number)
 
     def start(self, number: int) -> TrialRecord:
         """Marks a trial RUNNING."""
-        if self.record(number).started is None:
-            self._set(number, "started", self._clock())
-        self._set(number, "state", TrialState.RUNNING.value)
+        self._change("started", number, at=self._clock())
         return self.record(number)
 
     def update(self, number: int, metrics: Mapping[str, float], attrs: Mapping[str, Any], seconds: float) -> None:
         """Adds figures to a trial, and its wall time so far."""
-        if metrics:
-            self._set(number, "metrics", {**self._attrs[number].get("headway:metrics", {}), **metrics})
-        if attrs:
-            self._set(number, "attrs", {**self._attrs[number].get("headway:attrs", {}), **attrs})
-        self._set(number, "compute_hours", seconds / 3600)
+        new = {name: dict(values) for name, values in (("metrics", metrics), ("attrs", attrs)) if values}
+        self._change("figures", number, **new, seconds=seconds)
 
     def add_epoch(self, number: int, epoch: EpochRecord) -> None:
         """Records a finished epoch; the same epoch again replaces it."""
-        self._set(number, f"epoch:{epoch.epoch}", {"metrics": dict(epoch.metrics), "seconds": epoch.seconds})
+        self._change("epoch", number, epoch=epoch.epoch, metrics=dict(epoch.metrics), seconds=epoch.seconds)
 
     def add_point(self, number: int, point: SweepPoint) -> None:
         """Records one setting of the inference knobs on the trained detector; the same index again replaces it."""
-        value = {"knobs": dict(point.knobs), "metrics": dict(point.metrics), "broken": list(point.broken)}
-        self._set(number, f"point:{point.index}", value)
+        what = {"knobs": dict(point.knobs), "metrics": dict(point.metrics), "broken": list(point.broken)}
+        self._change("point", number, index=point.index, **what)
 
     def add_rung(self, number: int, epoch: int, decision: str) -> None:
         """Records the decision at a rung."""
-        rungs = {**self.record(number).rungs, epoch: decision}
-        self._set(number, "rungs", {str(key): value for key, value in rungs.items()})
+        self._change("rung", number, epoch=epoch, decision=decision)
 
     def finish(
         self,
@@ -268,13 +290,11 @@ class Store:
             for name, excess in fresh.items():
                 trial.set_constraint(name, excess)
             told.update(fresh)
-        # Also when there is none: a kill may have left those of an end that did not come about.
-        self._set(number, "reason", reason)
-        self._set(number, "traceback", traceback)
-        self._set(number, "finished", self._clock())
-        self._set(number, "state", state.value)
+        fields = plain({"state": state.value, "reason": reason, "traceback": traceback, "at": self._clock()})
+        self._apply("ended", number, fields)
         record = self.record(number)
         _tell(self._storage, self._ids[number], record, self.study)
+        self._log("ended", number, {**fields, "broken": told})
         if self._proposals is not None:
             self._proposals.ended(record, told)
         return record
@@ -287,10 +307,12 @@ class Store:
     def set_speed(self, key: str, metrics: Mapping[str, float]) -> None:
         """Keeps the latency of an architecture on a device."""
         self._set_study(_SPEED + key, dict(metrics))
+        self._log("speed", None, {"key": key, "metrics": dict(metrics)})
 
     def note(self, key: str, value: Any) -> None:
         """Keeps something with the study, of JSON types; the same key again replaces it."""
         self._set_study(_NOTE + key, value)
+        self._log("noted", None, {"key": key, "value": value})
 
     def notes(self, prefix: str = "") -> dict[str, Any]:
         """What was noted under keys that begin with ``prefix``, by key."""
@@ -308,6 +330,7 @@ class Store:
     @reference_ms.setter
     def reference_ms(self, value: float) -> None:
         self._set_study(_REFERENCE, value)
+        self._log("reference", None, {"ms": value})
 
     @property
     def seconds_run(self) -> float:
@@ -318,19 +341,56 @@ class Store:
     def seconds_run(self, value: float) -> None:
         self._set_study("headway:seconds", value)
 
-    def _set(self, number: int, key: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(self._ids[number], f"headway:{key}", value)
-        self._attrs[number][f"headway:{key}"] = _plain(value)
-        self._records.pop(number, None)
+    def _change(self, event: str, number: int, **fields: Any) -> None:
+        fields = plain(fields)
+        self._apply(event, number, fields)
+        self._log(event, number, fields)
+
+    def _apply(self, event: str, number: int, fields: Mapping[str, Any]) -> None:
+        before = self._attrs[number]
+        for key, value in changes(event, fields, before).items():
+            self._storage.set_trial_user_attr(self._ids[number], f"{_PREFIX}{key}", value)
+            before[key] = value
+            self._records.pop(number, None)
+
+    def _log(self, event: str, number: int | None, fields: Mapping[str, Any]) -> None:
+        if self._journal is not None:
+            self._journal.write(event, number, **fields)
 
     def _set_study(self, key: str, value: Any) -> None:
         self._optuna.set_user_attr(key, value)
-        self._study_attrs[key] = _plain(value)
+        self._study_attrs[key] = plain(value)
 
 
-def _plain(value: Any) -> Any:
-    """What the database will give back."""
-    return json.loads(json.dumps(value))
+def _patience(url: str, journal: EventLog | None, guard: Callable[[], None], say: Callable[[str], None]) -> Patience:
+    seconds, name = patience_seconds(url), safe_url(url)
+
+    def waiting(why: str) -> None:
+        say(f"the database {name} cannot be used ({why}); waiting up to {seconds:g} s for it")
+        if journal is not None:
+            journal.write("store_waits", why=why)
+
+    def back(after: float) -> None:
+        say(f"the database is there again, after {after:.1f} s")
+        if journal is not None:
+            journal.write("store_back", seconds=round(after, 3))
+
+    return Patience(seconds, name, waiting=waiting, back=back, guard=guard)
+
+
+@contextmanager
+def plainly(store: Store) -> Iterator[None]:
+    """Raises the store's own failure, into whatever it was wrapped by those whose callbacks it ended."""
+    try:
+        yield
+    except Exception as error:
+        if store.failure is not None and store.failure is not error:
+            raise store.failure from error
+        raise
+
+
+def _unprefixed(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key[len(_PREFIX) :]: value for key, value in attrs.items() if key.startswith(_PREFIX)}
 
 
 def _tell(storage: BaseStorage, identity: int, record: TrialRecord, study: Study) -> None:
@@ -349,7 +409,7 @@ def _repair(storage: BaseStorage, optuna_study: optuna.Study, study: Study) -> N
             storage.set_trial_user_attr(trial._trial_id, "headway:discarded", "cut short")
             storage.set_trial_state_values(trial._trial_id, OptunaState.FAIL)
             continue
-        record = _record(trial.user_attrs)
+        record = record_of(_unprefixed(trial.user_attrs))
         if record.state.finished:
             _tell(storage, trial._trial_id, record, study)
 
@@ -375,7 +435,7 @@ def check_unchanged(known: Mapping[str, Any], study: Study, extend: bool) -> Non
     Raises:
         UserError: Shows each difference.
     """
-    old, new = _flat(_filled(known)), _flat(_plain(study.dump()))
+    old, new = _flat(_filled(known)), _flat(plain(study.dump()))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     allowed = [key for key in ("budget.trials", "budget.hours") if extend and _grew(old.get(key), new.get(key))]
     if extend and old.get("designs") and new.get("designs", [])[: len(old["designs"])] == old["designs"]:
@@ -391,7 +451,7 @@ def check_unchanged(known: Mapping[str, Any], study: Study, extend: bool) -> Non
 def _filled(known: Mapping[str, Any]) -> Mapping[str, Any]:
     """The file as it was run, with the defaults of keys that did not exist then."""
     try:
-        filled: Mapping[str, Any] = _plain(Study.model_validate(known).dump())
+        filled: Mapping[str, Any] = plain(Study.model_validate(known).dump())
     except ValidationError:
         return known  # the differences tell what cannot be read any more
     return filled
@@ -416,30 +476,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = item
     return flat
-
-
-def _record(attrs: Mapping[str, Any]) -> TrialRecord:
-    values = {key[8:]: value for key, value in attrs.items() if key.startswith("headway:")}
-    epochs = {int(key[6:]): value for key, value in values.items() if key.startswith("epoch:")}
-    curve = [EpochRecord(epoch, epochs[epoch]["metrics"], epochs[epoch]["seconds"]) for epoch in sorted(epochs)]
-    points = {int(key[6:]): value for key, value in values.items() if key.startswith("point:")}
-    sweep = [
-        SweepPoint(index, points[index]["knobs"], points[index]["metrics"], points[index]["broken"])
-        for index in sorted(points)
-    ]
-    metrics = {**(curve[-1].metrics if curve else {}), **values.get("metrics", {})}
-    record = TrialRecord(
-        number=values["number"],
-        state=TrialState(values["state"]),
-        knobs=values["knobs"],
-        metrics=metrics,
-        curve=curve,
-        rungs={int(key): value for key, value in values.get("rungs", {}).items()},
-        folder=f"trials/{values['number']:04d}",
-        attrs=values.get("attrs", {}),
-        sweep=sweep,
-    )
-    later = ["started", "compute_hours"]
-    if record.state.finished:
-        later += ["reason", "traceback", "finished"]
-    return replace(record, **{key: values[key] for key in later if key in values})

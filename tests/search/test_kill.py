@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState as OptunaState
 
 from analysis.record import TrialState
+from search.events import EVENTS, read_events, reconstruct
 from search.store import Store
 from search.study import load
 from search.tracking import default_uri
@@ -103,6 +104,9 @@ def test_kill_at_any_moment_loses_and_doubles_nothing(tmp_path):
     complete = [trial for trial in in_optuna if trial.state is OptunaState.COMPLETE]
     assert len(complete) == sum(record.state is TrialState.COMPLETE for record in records)
     check_mlflow(driver.folder, records)
+    assert reconstruct(driver.folder / EVENTS) == records
+    begun = [event for event in read_events(driver.folder / EVENTS) if event["event"] == "begun"]
+    assert len(begun) >= len(moments)  # a run that was killed at once may not have come so far
 
 
 REAL_STUDY = f"""

@@ -47,7 +47,7 @@ class Conductor:
         device: ``cpu`` or ``cuda``, for training.
         speed_device: The same for latency.
         threads: CPU threads a trial.
-        concurrent: Most trials side by side.
+        concurrent: Most trials under way.
         listeners: Called with the record after each change.
         places: Is told where trials run.
         clock: Gives seconds, of which ``budget.hours`` are counted.
@@ -156,9 +156,11 @@ class Conductor:
         """Takes the news which process a message comes from; the next report keeps its node in ``attrs["nodes"]``."""
         self._places.heard(number, where)
 
-    def postponed(self, number: int) -> None:
-        """Takes the news that a trial left its place without an end."""
+    def postponed(self, number: int, seconds: float = 0.0) -> None:
+        """Takes the news that a trial left its place without an end, after ``seconds`` of this start."""
         if number in self._running:
+            if seconds > self._seconds.get(number, 0.0):
+                self.store.update(number, {}, {}, self._running[number] * 3600 + seconds)
             del self._running[number]
             self._left.insert(0, number)
 
@@ -198,6 +200,7 @@ class Conductor:
             pairs=study.speed.pairs,
             seconds=study.speed.seconds,
             lease=str(self._folder / ".speed.lock"),
+            foreign=study.speed.foreign,
         )
         on_images = self.space.on_images(record.knobs)
         if not on_images and (known is None or (number == 0 and not self.store.reference_ms)):

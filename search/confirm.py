@@ -22,7 +22,7 @@ from search.confirmation import NOTE, Confirmation, Training
 from search.delivery import open_courier, run_status
 from search.events import EVENTS, EventLog
 from search.folder import claimed
-from search.resources import Resources, divide
+from search.resources import Resources
 from search.store import Store, plainly
 from search.study import Study
 from search.study_lock import held
@@ -32,6 +32,7 @@ from spaces.space import Space
 from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialRequest, WarmRequest
 
 if TYPE_CHECKING:
+    from search.ray_adapter.lanes import Plan
     from trainers.together import Member
 
 _LATENCY = f"{NOTE}latency"
@@ -92,8 +93,8 @@ def run(
         untimed = {point.label for point in points} - set(_timed(store))
         if trainings or untimed:
             ray_adapter.connect(address)
-            share = divide(study.resources, *ray_adapter.capacity())
-            speed_device = share.device if study.speed.device == "auto" else study.speed.device
+            plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)
+            share, speed_device = plan.share, plan.speed_device
             check_speed_device(store, records, speed_device)
             begun(log, study, address, share, "confirm")
         if trainings:
@@ -107,21 +108,23 @@ def run(
                 say=_say,
             )
             with plainly(store):
-                ray_adapter.run(confirmation, share, folder / "ray", trainer)
+                ray_adapter.run(confirmation, share, folder / "ray", trainer, lane=plan.lane, say=_say)
             if confirmation.halted is not None:
                 raise CutShort(f"{study.name}: {confirmation.halted}; nothing is lost, the same command continues.")
         finished = not missing(store, points, seeds)
         if finished and untimed:
-            _say(f"measuring the latency of {len(points)} points together, on {speed_device}")
+            where = f"the speed node {plan.lane.node.name}" if plan.lane else "this machine, which may be shared"
+            _say(f"measuring the latency of {len(points)} points together, on {speed_device} of {where}")
             base = _request(study, folder, data, share, Training(0, records[0], study.seed, {0: "0"}))
+            base = plan.lane.request(base) if plan.lane else base
             asked = TogetherRequest(
                 baseline=replace(base, folder=str(folder / records[0].folder)),
                 members=[_member(folder, space, point) for point in points if not point.baseline],
-                speed=_speed(study, folder, speed_device),
+                speed=_speed(study, folder, plan),
                 images=study.speed.images,
             )
-            runs = json.loads(ray_adapter.call(timer, json.dumps(asked.to_json()), share))
-            store.note(_LATENCY, {"device": speed_device, "threads": share.cpus, "runs": runs})
+            runs = json.loads(ray_adapter.call(timer, json.dumps(asked.to_json()), share, plan.lane))
+            store.note(_LATENCY, {"device": speed_device, "threads": base.threads, "runs": runs})
         for training in _all(study, records, points, seeds) if finished else ():
             _clean(folder / training.folder, keep=bool(training.trial.sweep))
         records = confirmed(store)
@@ -275,15 +278,16 @@ def _request(study: Study, folder: Path, data: DataRequest, share: Resources, tr
     )
 
 
-def _speed(study: Study, folder: Path, device: str) -> SpeedRequest:
+def _speed(study: Study, folder: Path, plan: Plan) -> SpeedRequest:
     return SpeedRequest(
         size=study.speed_size,
         batch=study.speed.batch,
         postprocess=study.speed.postprocess,
-        device=device,
+        device=plan.speed_device,
         pairs=max(study.speed.pairs, LEAST_ROUNDS),
         seconds=study.speed.seconds,
-        lease=str(folder / ".speed.lock"),
+        lease=None if plan.lane else str(folder / ".speed.lock"),
+        foreign=study.speed.foreign,
     )
 
 

@@ -135,7 +135,7 @@ class Confirmation:
     def placed(self, number: int, where: Where) -> None:
         """Takes the news which process a message comes from, which a confirmation does not keep."""
 
-    def postponed(self, number: int) -> None:
+    def postponed(self, number: int, seconds: float = 0.0) -> None:
         """Takes the news that a training left its place without an end."""
         if number in self._running:
             training, _ = self._running.pop(number)

@@ -32,8 +32,13 @@ class Director(Protocol):
     def placed(self, number: int, where: Where) -> None:
         """Takes the news which process the next report comes from."""
 
-    def postponed(self, number: int) -> None:
-        """Takes the news that a trial left its place without an end; ``next`` gives it again, before new ones."""
+    def postponed(self, number: int, seconds: float = 0.0) -> None:
+        """Takes the news that a trial left its place without an end; ``next`` gives it again, before new ones.
+
+        Args:
+            number: The trial.
+            seconds: Wall time of the start that it left, 0 for one that never began.
+        """
 
     def halt(self, reason: str) -> None:
         """Starts nothing further: no trial can go on here. What runs may end, what was postponed stays as it is."""

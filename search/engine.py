@@ -23,7 +23,6 @@ from search.live import Live, Seen, UnderWay, time_left
 from search.places import Places
 from search.progress import Progress
 from search.proposals import EarlierPoint, check_sampler, earlier_points
-from search.resources import divide
 from search.store import Store, plainly
 from search.study import Study
 from search.study_lock import held
@@ -165,10 +164,10 @@ def run(
             store.earlier = told
         live = stack.enter_context(Live(folder))
         ray_adapter.connect(address)  # late, since it takes long
-        share = divide(study.resources, *ray_adapter.capacity())
+        plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)
+        share = plan.share
         records = confirmed(store)
-        speed_device = share.device if study.speed.device == "auto" else study.speed.device
-        check_speed_device(store, records, speed_device)
+        check_speed_device(store, records, plan.speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
         tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
         tracker.begin(records)
@@ -188,15 +187,16 @@ def run(
             folder=folder,
             data=data,
             device=share.device,
-            speed_device=speed_device,
+            speed_device=plan.speed_device,
             threads=share.cpus,
-            concurrent=share.concurrent,
+            concurrent=plan.under_way,
             listeners=(tracker.trial, progress, draw, under_way),
             places=places,
         )
         live.sources = {
             "nodes": Seen(ray_adapter.view).rows,
             "trials": under_way.rows,
+            "lanes": lambda: (ray_adapter.snapshot() or {}).get("lanes"),
             "mlflow": lambda: asdict(tracker.state),
             "halted": lambda: conductor.halted,
             "seconds_left": lambda: time_left(progress.eta, study.budget.hours, store.seconds_run),
@@ -204,8 +204,9 @@ def run(
         for line in report.summary():
             progress.say(line)
         progress.say(_plan_line(study, space, share.concurrent))
+        progress.say(plan.told)
         with plainly(store):
-            ray_adapter.run(conductor, share, folder / "ray", trainer)
+            ray_adapter.run(conductor, share, folder / "ray", trainer, lane=plan.lane, say=progress.say)
         records = confirmed(store)
         finished = all(record.state.finished for record in records)
         tracker.close(run_status(records))

@@ -198,7 +198,9 @@ class ResourcesSection(_Section):
 class SpeedSection(_Section):
     """How latency is measured; ``size`` (height, width) is ``null`` for the data's size, padded to a multiple of 32.
 
-    ``images`` of the validation split are measured where the latency depends on the image, noise elsewhere.
+    ``images`` of the validation split are measured where the latency depends on the image, noise elsewhere. ``foreign``
+    says what is done where a process that is not Headway's uses the device: ``refuse`` waits for two minutes and then
+    ends the run, ``record`` measures and notes it.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -208,6 +210,7 @@ class SpeedSection(_Section):
     pairs: Annotated[int, Field(ge=3, strict=True)] = 9
     images: Positive = 16
     seconds: Annotated[float, Field(gt=0, strict=True)] = 5.0
+    foreign: Literal["refuse", "record"] = "refuse"
 
 
 class TrackingSection(_Section):

@@ -96,6 +96,8 @@ class SpeedRequest:
         pairs: Least number of interleaved pairs.
         seconds: Time after which no further pair is started once ``pairs`` are there.
         lease: Path of the lock file that makes measurements exclusive on this machine, or ``None``.
+        foreign: What becomes of a measurement whose device a foreign process uses: ``refuse`` waits and then ends the
+            run, ``record`` measures and says so.
     """
 
     size: tuple[int, int]
@@ -105,6 +107,7 @@ class SpeedRequest:
     pairs: int = 7
     seconds: float = 6.0
     lease: str | None = None
+    foreign: Literal["refuse", "record"] = "refuse"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from spaces import patching
 from spaces.errors import HeadwayError
 from trainers import checkpoint, learning, pictures, rotated, warm
 from trainers.config import DataFacts, read_facts, trial_config
-from trainers.contract import Report, TrialFailed, TrialReport, TrialRequest
+from trainers.contract import Lane, LaneNeeded, Report, SpeedRequest, TrialFailed, TrialReport, TrialRequest
 from trainers.means import PeakMemory, settle
 from trainers.weights import copy_matching, read_weights
 
@@ -43,6 +43,8 @@ def train(request: TrialRequest, report: Report) -> None:
     Raises:
         TrialFailed: The loss is no number any more, or the design cannot be built or run.
         UserError: The base, the data or the weights cannot be used.
+        LaneNeeded: What is due next belongs in another lane.
+        MachineUnfit: A foreign process uses the device that latency is measured on.
         StopTrial: ``report`` raised it.
     """
     settle(request.threads)
@@ -114,6 +116,7 @@ def _learn_then_train(request: TrialRequest, report: Report) -> None:
     begin = time.monotonic()
     learned = learning.read(request)
     if learned is None:
+        _in_lane(request, "train")
         started: dict[str, float] = {}
 
         def epochs_only(message: TrialReport) -> None:
@@ -124,6 +127,10 @@ def _learn_then_train(request: TrialRequest, report: Report) -> None:
 
         _Trial(first, epochs_only, draw=False).run()
         learned = _settle(request)
+        learning.write(request, learned)
+    if request.speed is not None and "learning_latency_ratio" not in learned.metrics:
+        _in_lane(request, "speed")
+        learned = replace(learned, metrics={**learned.metrics, **_time_learner(request, request.speed, learned)})
         learning.write(request, learned)
     attrs = {"scales": learned.scales, "scale_images": learned.images, "learning_epochs": first.epochs}
     seconds = time.monotonic() - begin
@@ -137,8 +144,8 @@ def _learn_then_train(request: TrialRequest, report: Report) -> None:
 
 
 def _settle(request: TrialRequest) -> learning.Learned:
-    """Observes a trained learning network, settles it, and measures both before any further training."""
-    from trainers import speed, sweep
+    """Observes a trained learning network, settles it, and measures the accuracy before any further training."""
+    from trainers import sweep
 
     first = learning.first_phase(request)
     facts = read_facts(request.data)
@@ -156,27 +163,49 @@ def _settle(request: TrialRequest) -> learning.Learned:
     copy_matching(patching.translated(second.knobs, weights, settled), settled)
     metrics = {f"learned_{name}": meta["metrics"][name] for name in meta["metrics"] if name.startswith("bbox_mAP")}
     metrics |= {f"decomposed_{name}": value for name, value in sweep.validate(settled_config, settled).items()}
-    asked = request.speed
-    if asked is not None:
-        base = build_model(trial_config(replace(request, knobs={}), facts), request.seed, request.device)
-        # Untrained but for what is learned and then settled, as the base is untrained; see _Trial._time.
-        timed = build_model(config, request.seed, request.device)
-        copy_matching(patching.translated(first.knobs, base.state_dict(), timed), timed)
-        kept = settled.state_dict()
-        copy_matching({name: weight for name, weight in weights.items() if name not in kept}, timed)
-        latency = speed.measure(
-            timed.to(asked.device),
-            base.to(asked.device),
-            speed.make_inputs(asked.size, asked.batch),
-            pairs=asked.pairs,
-            seconds=asked.seconds,
-            device=asked.device,
-            postprocess=asked.postprocess,
-            lease=asked.lease,
-        )
-        metrics["learning_latency_ratio"] = latency.ratio
-        metrics["learning_latency_ratio_q1"], metrics["learning_latency_ratio_q3"] = latency.q1, latency.q3
     return replace(found, metrics=metrics)
+
+
+def _time_learner(request: TrialRequest, asked: SpeedRequest, learned: learning.Learned) -> dict[str, float]:
+    """Measures the latency of the network while it learns."""
+    from trainers import foreign, speed
+
+    first, facts = learning.first_phase(request), read_facts(request.data)
+    weights, _ = learning.weights(request)
+    second = learning.second_phase(request, learned)
+    settled = build_model(trial_config(second, facts), request.seed, request.device)
+    base = build_model(trial_config(replace(request, knobs={}), facts), request.seed, request.device)
+    # Untrained but for what is learned and then settled, as the base is untrained; see _Trial._time.
+    timed = build_model(trial_config(first, facts), request.seed, request.device)
+    copy_matching(patching.translated(first.knobs, base.state_dict(), timed), timed)
+    kept = settled.state_dict()
+    copy_matching({name: weight for name, weight in weights.items() if name not in kept}, timed)
+    latency = speed.measure(
+        timed.to(asked.device),
+        base.to(asked.device),
+        speed.make_inputs(asked.size, asked.batch),
+        pairs=asked.pairs,
+        seconds=asked.seconds,
+        device=asked.device,
+        postprocess=asked.postprocess,
+        lease=asked.lease,
+        watch=foreign.watch(request, asked),
+    )
+    return {
+        "learning_latency_ratio": latency.ratio,
+        "learning_latency_ratio_q1": latency.q1,
+        "learning_latency_ratio_q3": latency.q3,
+    }
+
+
+def _in_lane(request: TrialRequest, lane: Lane) -> None:
+    """Leaves a start of a trial that belongs in the other lane.
+
+    Raises:
+        LaneNeeded: It does.
+    """
+    if request.lane not in ("any", lane):
+        raise LaneNeeded(lane)
 
 
 class _Trial:
@@ -207,6 +236,11 @@ class _Trial:
         self._folder.mkdir(parents=True, exist_ok=True)
         mark = checkpoint.fingerprint(request)
         found = checkpoint.newest(self._folder, mark)
+        trained = found is not None and found[1]["meta"]["epoch"] >= request.epochs
+        if request.speed is not None:
+            _in_lane(request, "speed")
+        elif not trained:
+            _in_lane(request, "train")
         facts = read_facts(request.data)
         config = trial_config(request, facts)
         checkpoint.write_text(self._folder / "config.py", config.pretty_text)
@@ -220,14 +254,16 @@ class _Trial:
             if request.speed is not None:
                 self._time(model, base)
             del base
+        if not trained:
+            _in_lane(request, "train")
         if found is not None:
             path, content = found
             meta = content["meta"]
             self._report("epoch", meta["epoch"], meta["metrics"], {**meta["attrs"], "resumed": True})
-            if meta["epoch"] >= request.epochs:
-                trained = model or self._build(config)
-                trained.load_state_dict(content["state_dict"])
-                self._finish(config, trained, path, meta, facts)
+            if trained:
+                model = model or self._build(config)
+                model.load_state_dict(content["state_dict"])
+                self._finish(config, model, path, meta, facts)
                 return
         self._train(config, model or self._build(config), found[1] if found else None, mark, facts)
 
@@ -283,10 +319,11 @@ class _Trial:
         self._report("counted", 0, counted.to_metrics(), attrs)
 
     def _time(self, model: Any, base: Any) -> None:
-        from trainers import speed
+        from trainers import foreign, speed
 
         asked = self._request.speed
         assert asked is not None
+        watch = foreign.watch(self._request, asked)
         baseline = not self._request.knobs
         # Detectors that find more suppress more: both are untrained, whatever training starts from.
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -300,6 +337,7 @@ class _Trial:
             device=asked.device,
             postprocess=asked.postprocess,
             lease=asked.lease,
+            watch=watch,
         )
         model.to(self._request.device).load_state_dict(start)
         self._untrained = {}
@@ -316,7 +354,7 @@ class _Trial:
             reference_ms=latency.baseline_ms,
             measured_ms=latency.candidate_ms,
         )
-        attrs = {"speed_device": _device(asked.device), "speed_threads": self._request.threads}
+        attrs = {"speed_device": _device(asked.device), "speed_threads": self._request.threads, **watch.attrs}
         self._report("timed", 0, metrics, attrs)
 
     def _train(self, config: Config, model: Any, resume: Mapping[str, Any] | None, mark: str, facts: DataFacts) -> None:
@@ -358,29 +396,40 @@ class _Trial:
         """Measures each setting of the inference knobs on the trained weights."""
         import torch
 
-        from trainers import cost, speed, sweep
+        from trainers import cost, foreign, speed, sweep
 
-        asked = self._request.sweep
+        request, asked = self._request, self._request.sweep
         if asked is None or not asked.settings:
             return
         weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        base = self._base(facts)
+        validated = sweep.Validated(self._folder, f"{checkpoint.fingerprint(request)} {path.name}")
+        base = images = None
         trained = sweep.reference_weights(asked.reference)
-        if trained is not None:
-            base.load_state_dict(trained)
-        images = None
         for index, knobs in sorted(asked.settings.items()):
-            config = trial_config(replace(self._request, knobs=knobs), facts)
+            accuracy = validated.get(index)
+            if accuracy is None:
+                _in_lane(request, "train")
+            elif request.lane == "train" and asked.speed is not None:
+                continue
+            config = trial_config(replace(request, knobs=knobs), facts)
             checkpoint.write_text(self._folder / f"config.{index}.py", config.pretty_text)
-            model = build_model(config, self._request.seed, self._request.device)
+            model = build_model(config, request.seed, request.device)
             patching.check_built(model, knobs)
             model.load_state_dict(weights)
-            metrics = sweep.validate(config, model)
+            if accuracy is None:
+                accuracy = sweep.validate(config, model)
+                validated.keep(index, accuracy)
             if asked.speed is None:
-                self._report("swept", self._request.epochs, metrics, {"index": index})
+                self._report("swept", request.epochs, accuracy, {"index": index})
                 continue
-            if images is None:
+            if request.lane == "train":
+                continue
+            if base is None or images is None:
+                base = self._base(facts)
+                if trained is not None:
+                    base.load_state_dict(trained)
                 images = sweep.validation_images(config, model, asked.speed.size, asked.speed.batch, asked.images)
+            watch = foreign.watch(request, asked.speed)
             latency = speed.measure_on_images(
                 model.to(asked.speed.device),
                 base.to(asked.speed.device),
@@ -389,12 +438,15 @@ class _Trial:
                 seconds=asked.speed.seconds,
                 device=asked.speed.device,
                 lease=asked.speed.lease,
+                watch=watch,
             )
-            metrics |= {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
+            metrics = {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
             metrics |= {"latency_pairs": float(latency.pairs), "measured_ms": latency.candidate_ms}
             metrics |= cost.count_predict(model, images)
-            attrs = {"index": index, "images": len(images), "reference_trained": trained is not None}
-            self._report("swept", self._request.epochs, metrics, attrs)
+            attrs = {"index": index, "images": len(images), "reference_trained": trained is not None, **watch.attrs}
+            self._report("swept", request.epochs, {**accuracy, **metrics}, attrs)
+        if asked.speed is not None:
+            _in_lane(request, "speed")
 
     def _finish(self, config: Config, model: Any, path: Path, spent: Mapping[str, float], facts: DataFacts) -> None:
         """Measures and draws what was trained; the ``model`` has the weights of ``path``."""

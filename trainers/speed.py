@@ -16,7 +16,7 @@ import fcntl
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainers.foreign import Watch
 from trainers.memory import channels_last
 
 Pass = Callable[[], object]
@@ -64,6 +65,7 @@ def measure(
     postprocess: bool = True,
     warm_up: int = 2,
     lease: str | None = None,
+    watch: Watch | None = None,
 ) -> Latency:
     """Measures a detector's latency against the baseline's.
 
@@ -77,12 +79,16 @@ def measure(
         postprocess: Whether decoding and NMS are inside (mmdet's ``predict``).
         warm_up: Unmeasured passes of each.
         lease: Path of the lock file that makes measurements exclusive on this machine.
+        watch: Sees to it that no foreign process uses the device.
+
+    Raises:
+        MachineUnfit: One does.
     """
     inputs = inputs.to(device)
     if device == "cpu":
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     passes = [detector_pass(prepare(model, device), inputs, postprocess=postprocess) for model in (candidate, baseline)]
-    with exclusive(lease), torch.inference_mode():
+    with exclusive(lease), watch or nullcontext(), torch.inference_mode():
         for one in passes * warm_up:
             one()
         return paired(
@@ -100,6 +106,7 @@ def measure_on_images(
     device: str = "cpu",
     warm_up: int = 1,
     lease: str | None = None,
+    watch: Watch | None = None,
 ) -> Latency:
     """Measures latency where it depends on the image, from normalised images to boxes.
 
@@ -112,10 +119,14 @@ def measure_on_images(
         device: ``cpu`` or ``cuda``.
         warm_up: Unmeasured rounds over the images.
         lease: Path of the lock file that makes measurements exclusive on this machine.
+        watch: Sees to it that no foreign process uses the device.
 
     Returns:
         The ratio of the mean latencies over the images, each image counting with its median; the quartiles are those
         of the images' own ratios, so they show how far the latency depends on what is in the image.
+
+    Raises:
+        MachineUnfit: A foreign process uses the device.
     """
     prepared = [prepare(model, device) for model in (candidate, baseline)]
     passes = []
@@ -126,7 +137,7 @@ def measure_on_images(
         passes.append([_predict(model, inputs, samples) for model in prepared])
     clock = _cuda_ms if device == "cuda" else _wall_ms
     times: list[list[tuple[float, float]]] = [[] for _ in passes]
-    with exclusive(lease), torch.inference_mode():
+    with exclusive(lease), watch or nullcontext(), torch.inference_mode():
         for _ in range(warm_up):
             for both in passes:
                 for one in both:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,10 +16,36 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from trainers.checkpoint import checkpoints
+from trainers.checkpoint import checkpoints, write_text
 from trainers.loop import accuracy
 
 Batch = tuple[Tensor, list[Any]]
+
+
+class Validated:
+    """The accuracies of a trained detector's settings on disk, so that another start can time them.
+
+    Args:
+        folder: The trial's.
+        mark: Of the weights; what was found with others is not given.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self._path, self._mark = folder / "validated.json", mark
+        self._known: dict[str, dict[str, float]] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            there = json.loads(self._path.read_text(encoding="utf-8"))
+            if there["mark"] == mark:
+                self._known = there["settings"]
+
+    def get(self, index: int) -> dict[str, float] | None:
+        """The accuracy at a setting, ``None`` where it is not known."""
+        return self._known.get(str(index))
+
+    def keep(self, index: int, accuracy: dict[str, float]) -> None:
+        """Keeps the accuracy at a setting."""
+        self._known[str(index)] = accuracy
+        write_text(self._path, json.dumps({"mark": self._mark, "settings": self._known}))
 
 
 def validate(config: Config, model: Any) -> dict[str, float]:

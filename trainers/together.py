@@ -22,6 +22,7 @@ from trainers import speed, sweep
 from trainers.config import read_facts, trial_config
 from trainers.contract import SpeedRequest, TrialFailed, TrialRequest
 from trainers.detector import build_model
+from trainers.foreign import watch
 from trainers.means import settle
 from trainers.weights import copy_matching
 
@@ -110,6 +111,7 @@ def measure(request: TogetherRequest) -> list[Run]:
 
     Raises:
         TrialFailed: The trained weights of a member are gone.
+        MachineUnfit: A foreign process uses the device.
     """
     settle(request.baseline.threads)
     runs = []
@@ -225,7 +227,7 @@ def _over(model: Any, images: Sequence[sweep.Batch]) -> speed.Pass:
 
 def _run(request: TogetherRequest, passes: Mapping[str, speed.Pass], *, on_images: bool) -> Run:
     how = request.speed
-    with speed.exclusive(how.lease), torch.inference_mode():
+    with speed.exclusive(how.lease), watch(request.baseline, how), torch.inference_mode():
         for one in [*passes.values()] * (1 if on_images else 2):
             one()
         found = interleaved(

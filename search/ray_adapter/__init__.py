@@ -1,6 +1,8 @@
 """Runs trials with Ray; this folder alone imports ray.
 
 - ``cluster``: joins Ray, and says what there is.
+- ``lanes``: where trainings and measurements run.
+- ``desk``: what is under way, and who waits for a lane.
 - ``tuner``: runs a study's trials with Ray Tune, and asks the director about each report.
 - ``view``: what the cluster does at the moment.
 - ``trial``: what runs in a trial's process.
@@ -16,11 +18,14 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+# The desk limits what is under way; a start that waits for its node must not hold up one for another node.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-from search.ray_adapter.cluster import capacity, connect
+from search.ray_adapter.cluster import connect, nodes
+from search.ray_adapter.lanes import plan
 from search.ray_adapter.trial import call
-from search.ray_adapter.tuner import run
+from search.ray_adapter.tuner import run, snapshot
 from search.ray_adapter.view import view
 
-__all__ = ["call", "capacity", "connect", "run", "view"]
+__all__ = ["call", "connect", "nodes", "plan", "run", "snapshot", "view"]

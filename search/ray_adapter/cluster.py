@@ -11,6 +11,7 @@ import warnings
 
 import ray
 
+from search.ray_adapter.lanes import SPEED, Node
 from spaces.errors import UserError
 from trainers.means import environment
 
@@ -50,7 +51,13 @@ def connect(address: str | None) -> None:
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
-def capacity() -> tuple[int, int]:
-    """All CPUs and GPUs of the connected machine or cluster."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(have.get("CPU", 1)), int(have.get("GPU", 0))
+def nodes() -> list[Node]:
+    """The nodes of the connected machine or cluster that are alive."""
+    found = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"]:
+            have = node["Resources"]
+            name = node.get("NodeManagerHostname") or node["NodeManagerAddress"]
+            cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+            found.append(Node(node["NodeID"], name, cpus, gpus, have.get(SPEED, 0) >= 1))
+    return found

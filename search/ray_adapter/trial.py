@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import socket
+import time
 import traceback
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
+from search.ray_adapter.lanes import SpeedLane
 from search.resources import Resources
 from spaces.errors import HeadwayError
 from trainers.contract import LaneNeeded, MachineUnfit, TrialFailed, TrialInterrupted, TrialReport, TrialRequest
@@ -30,6 +32,7 @@ UNFIT = "unfit"
 
 def run_trial(config: dict[str, Any]) -> None:
     """The body of a trial's process."""
+    began = time.monotonic()
     request = TrialRequest.from_json(json.loads(config["request"]))
 
     def report(message: TrialReport) -> None:
@@ -43,7 +46,7 @@ def run_trial(config: dict[str, Any]) -> None:
     except TrialInterrupted:
         raise  # as if the process had died
     except LaneNeeded as error:
-        _send({"phase": LANE, "lane": error.lane})
+        _send({"phase": LANE, "lane": error.lane, "seconds": time.monotonic() - began})
     except MachineUnfit as error:
         _send({"phase": UNFIT, "reason": str(error)})
     except Exception as error:
@@ -65,18 +68,22 @@ def _where() -> dict[str, Any]:
     return {"host": socket.gethostname(), "node": node, "pid": os.getpid()}
 
 
-def call(function: str, argument: str, share: Resources) -> str:
-    """Calls a function in a fresh process with the resources of one trial.
+def call(function: str, argument: str, share: Resources, lane: SpeedLane | None = None) -> str:
+    """Calls a function in a fresh process with the resources of one trial, or in the speed lane.
 
     Args:
         function: ``module:function``, from text to text.
         argument: What it is given.
         share: Resources of one trial.
+        lane: Where latency is measured, for a function that does; ``None`` for anywhere.
 
     Raises:
         HeadwayError: It failed, or its process died.
     """
-    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=0)(_call)
+    took, selector = lane.bundle() if lane else ({"CPU": share.cpus, "GPU": share.gpus}, {})
+    remote = ray.remote(max_calls=1, max_retries=0)(_call).options(
+        num_cpus=took.pop("CPU"), num_gpus=took.pop("GPU"), resources=took, label_selector=selector or None
+    )
     try:
         return str(ray.get(remote.remote(function, argument)))
     except RayTaskError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,28 @@ from ray.tune.search import Searcher
 from search.conductor import Pause
 from search.director import Director
 from search.places import Where
+from search.ray_adapter.cluster import nodes
+from search.ray_adapter.desk import Desk
+from search.ray_adapter.lanes import SpeedLane, placement
 from search.ray_adapter.trial import FAILED, LANE, MESSAGE, UNFIT, WHERE, run_trial
 from search.resources import Resources
 from trainers.contract import TrialReport
 
 _LOST_PROCESSES = 2
 
-# Tune pickles searcher and scheduler; both find the one live conductor here.
-_conductors: dict[str, _Desk] = {}
+# Tune pickles searcher and scheduler; both find the one live desk here.
+_desks: dict[str, Desk] = {}
 
 
-def run(conductor: Director, share: Resources, folder: Path, trainer: str = "trainers.detector:train") -> None:
+def run(
+    conductor: Director,
+    share: Resources,
+    folder: Path,
+    trainer: str = "trainers.detector:train",
+    *,
+    lane: SpeedLane | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
     """Runs trials until the conductor has none left.
 
     Args:
@@ -38,14 +50,19 @@ def run(conductor: Director, share: Resources, folder: Path, trainer: str = "tra
         share: Resources of one trial.
         folder: For Tune's own files, which nothing reads again; removed at the end.
         trainer: ``module:function`` of a ``trainers.contract.Trainer``, imported in the trial's process.
+        lane: Where latency is measured, ``None`` for beside the trainings.
+        say: Takes a line for the user.
+
+    Raises:
+        HeadwayError: Nothing can go on; what was begun stays as it is.
     """
     key = str(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    _conductors[key] = _Desk(conductor)
+    _desks[key] = Desk(conductor, share, lane, nodes, say)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, {"cpu": share.cpus, "gpu": share.gpus}),
+            tune.with_resources(run_trial, _resources),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
                 search_alg=_StoreSearcher(key),
@@ -63,20 +80,22 @@ def run(conductor: Director, share: Resources, folder: Path, trainer: str = "tra
         )
         tuner.fit()
     finally:
-        del _conductors[key]
+        del _desks[key]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Desk:
-    """The conductor, and which Ray trial runs which trial of the study."""
+def snapshot() -> dict[str, Any] | None:
+    """What is under way in this process's run, see ``Desk.snapshot``; ``None`` while there is none.
 
-    def __init__(self, conductor: Director) -> None:
-        self.conductor = conductor
-        self.numbers: dict[str, int] = {}
+    The lease's queue is ``lanes.speed``: who measures (``running``) and who waits. May be called in any thread.
+    """
+    return next((desk.snapshot() for desk in [*_desks.values()]), None)
 
-    def leave(self, trial_id: str) -> None:
-        """Takes a trial of the study off the Ray trial that ran it; it is to be started again."""
-        self.conductor.postponed(self.numbers.pop(trial_id))
+
+def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray sets aside for a start of a trial."""
+    placed = config["placement"]
+    return tune.PlacementGroupFactory(placed["bundles"], bundle_label_selector=placed["selectors"])
 
 
 class _StoreSearcher(Searcher):
@@ -91,19 +110,21 @@ class _StoreSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Called about every 0.1 s, each time with a new id; nothing is allocated before a trial is there."""
-        desk = _conductors[self._key]
-        request = desk.conductor.next()
-        if request is Pause.WAIT:
+        desk = _desks[self._key]
+        found = desk.next()
+        if found is Pause.WAIT:
             return None
-        if isinstance(request, Pause):
+        if isinstance(found, Pause):
             return str(Searcher.FINISHED)
-        desk.numbers[trial_id] = request.number
-        return {"request": json.dumps(request.to_json())}
+        request, place = found
+        desk.begin(trial_id, request, place)
+        placed = placement(desk.share, desk.lane, place)
+        return {"request": json.dumps(request.to_json()), "placement": placed}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Takes a trial that ended without a last report; the reports themselves go to the scheduler."""
-        desk = _conductors[self._key]
-        number = desk.numbers.pop(trial_id, None)
+        desk = _desks[self._key]
+        number = desk.ended(trial_id)
         if number is not None:
             desk.conductor.died(number, "the trial's process ended without a result")
 
@@ -126,8 +147,8 @@ class _StoreScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decides whether the trial goes on."""
-        desk = _conductors[self._key]
-        number = desk.numbers.get(trial.trial_id)
+        desk = _desks[self._key]
+        number = desk.number(trial.trial_id)
         if number is None:
             return str(FIFOScheduler.STOP)
         message = json.loads(result[MESSAGE])
@@ -140,15 +161,15 @@ class _StoreScheduler(FIFOScheduler):
             desk.conductor.halt(message["reason"])
             return str(FIFOScheduler.STOP)
         if message["phase"] == LANE:
-            desk.leave(trial.trial_id)
+            desk.leave(trial.trial_id, message["lane"], message["seconds"])
             return str(FIFOScheduler.STOP)
         go_on = desk.conductor.report(number, TrialReport(**message))
         return str(FIFOScheduler.CONTINUE if go_on else FIFOScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Takes a process that died more often than it is restarted; Tune tells of each death here."""
-        desk = _conductors[self._key]
-        number = desk.numbers.get(trial.trial_id)
+        desk = _desks[self._key]
+        number = desk.number(trial.trial_id)
         if number is not None and not trial.should_recover():
             error = _last_error(trial)
             first = " ".join(error.split())[:400]

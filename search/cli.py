@@ -166,6 +166,21 @@ def _parser() -> argparse.ArgumentParser:
         ("--pairs", {"type": int, "default": 10, "help": "least number of interleaved pairs (default: 10)"}),
         json,
     )
+    add(
+        "selftest",
+        "how far two measurements of the same latency lie apart on this machine (A/A test)",
+        ("what", {"choices": ["speed"], "help": "what is tested"}),
+        ("--study", {"metavar": "STUDY.yaml", "help": "take base, size, device and pairs from a study file"}),
+        ("--base", {"help": "mmdet::PATH, headway::NAME or a config file (default: headway::gfl_tiny)"}),
+        ("--size", {"metavar": "HxW", "help": "input, height x width (default: 256x256)"}),
+        ("--device", {"choices": ["cpu", "cuda"], "help": "default: cpu"}),
+        ("--threads", {"type": int, "metavar": "N", "help": "CPU threads of the model (default: 1)"}),
+        ("--pairs", {"type": int, "metavar": "N", "help": "least number of interleaved pairs (default: 9)"}),
+        ("--seconds", {"type": float, "metavar": "S", "help": "time of a measurement beyond these (default: 5)"}),
+        ("--repeats", {"type": int, "default": 5, "metavar": "R", "help": "measurements of each row (default: 5)"}),
+        ("--out", {"metavar": "FILE.json", "help": "write the result with each measurement"}),
+        json,
+    )
     return parser
 
 

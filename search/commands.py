@@ -444,6 +444,19 @@ def profile(options: argparse.Namespace) -> None:
         tables.print_profile(found, options.config, options.against)
 
 
+def selftest(options: argparse.Namespace) -> None:
+    """``headway selftest speed``."""
+    from search import selftest as tests
+
+    size = parse_size(options.size) if options.size else None
+    with _quiet_stdout(options.json):
+        found = tests.speed(options, size)
+    if options.json:
+        _emit(found)
+    else:
+        tests.print_speed(found)
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Reads ``HEIGHTxWIDTH``.
 

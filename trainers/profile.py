@@ -78,12 +78,12 @@ def profile_config(
     Raises:
         UserError: A config cannot be read or counted.
     """
-    model = _build(name)
+    model = build_named(name)
     counted = cost.count(model, size)
     found: dict[str, Any] = {"config": name, "size": list(size), **counted.to_json()}
     other = None
     if against is not None:
-        other = _build(against)
+        other = build_named(against)
         base = cost.count(other, size)
         ratio = {"macs": counted.macs / base.macs, "params": counted.params / base.params}
         found["against"] = {"config": against, **base.to_json(), "ratio": ratio}
@@ -91,7 +91,7 @@ def profile_config(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         settle(len(os.sched_getaffinity(0)))
         measured = speed.measure(
-            model, other or _build(name), speed.make_inputs(size, 1), pairs=pairs, seconds=0, device=device
+            model, other or build_named(name), speed.make_inputs(size, 1), pairs=pairs, seconds=0, device=device
         )
         found["latency"] = {
             "device": device,
@@ -107,7 +107,12 @@ def profile_config(
     return found
 
 
-def _build(name: str) -> Any:
+def build_named(name: str) -> Any:
+    """Builds the detector of a config without pretrained weights.
+
+    Raises:
+        UserError: It cannot be read or built.
+    """
     config = load_base(name)
     return _built({key: plain(value) for key, value in config.items() if key in _BUILT_FROM}, name)
 

@@ -32,6 +32,9 @@ class Desk:
 
     A trial that needs another lane leaves its place at once and holds nothing while it waits.
 
+    Attributes:
+        failure: Why nothing can go on, once ``next`` raised it.
+
     Args:
         conductor: Decides what runs and what stops.
         share: Resources of one training.
@@ -57,6 +60,7 @@ class Desk:
         self._nodes, self._say, self._clock = nodes, say, clock
         self._looked = clock()
         self._gone_since: float | None = None
+        self.failure: HeadwayError | None = None
 
     def next(self) -> tuple[TrialRequest, Place] | Pause:
         """Gives the next start and its place.
@@ -171,7 +175,8 @@ class Desk:
             self._gone_since = now
             self._say(f"latency: the speed node {self.lane.node.name} is gone; trials that need it wait for one")
         if now - self._gone_since > _LOST_SECONDS and not any(leg.place == "away" for leg in self.legs.values()):
-            raise HeadwayError(
+            self.failure = HeadwayError(
                 f"the speed node {self.lane.node.name} is gone, and no other has come for {_LOST_SECONDS / 60:.0f} "
                 "minutes; start one with --resources='{\"speed\": 1}'; nothing is lost, the same command continues"
             )
+            raise self.failure

@@ -58,7 +58,7 @@ def run(
     """
     key = str(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    _desks[key] = Desk(conductor, share, lane, nodes, say)
+    desk = _desks[key] = Desk(conductor, share, lane, nodes, say)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner = tune.Tuner(
@@ -79,6 +79,10 @@ def run(
             param_space={"trainer": trainer},
         )
         tuner.fit()
+    except Exception as error:
+        if desk.failure is not None and desk.failure is not error:
+            raise desk.failure from error  # which Tune wrapped
+        raise
     finally:
         del _desks[key]
         shutil.rmtree(folder, ignore_errors=True)

@@ -90,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     restarts_help = "start the driver again when it dies, at most N times without any trial ending (default: 0)"
     restarts = ("--restarts", {"type": int, "default": 0, "metavar": "N", "help": restarts_help})
     add("run", "start a study or continue it", study_file, settings, extend, address, restarts, studies, json)
+    add(
+        "submit",
+        "start or continue a study as a Ray job on a cluster",
+        study_file,
+        settings,
+        extend,
+        restarts,
+        ("--address", {"required": True, "metavar": "URL", "help": "the cluster's dashboard, http://HOST:8265"}),
+        ("--studies", {"metavar": "DIR", "help": "folder of all studies, absolute, shared by the nodes"}),
+        ("--working-dir", {"metavar": "DIR", "help": "ship its contents along: modules that a base config imports"}),
+        ("--detach", {"action": "store_true", "help": "print the job's id and leave it to itself"}),
+        json,
+    )
     add("plan", "dry run: space, corners, cost and time, what cannot be exported", study_file, settings, json)
     follow = ("--follow", {"action": "store_true", "help": "show it again every few seconds while the study runs"})
     add("status", "what runs where, trials by state, failures, estimated end", study, follow, studies, json)

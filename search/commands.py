@@ -53,6 +53,49 @@ def run(options: argparse.Namespace) -> int | None:
     return _run(Path(options.study), options, address=options.address, extend=options.extend)
 
 
+def submit(options: argparse.Namespace) -> int | None:
+    """``headway submit STUDY.yaml``."""
+    study = load(Path(options.study), options.set)
+    if study.placeholders:
+        from search.engine import fill_in
+
+        raise UserError(f"data: {fill_in(study)}")
+    studies = options.studies or os.environ.get("HEADWAY_STUDIES")
+    if not studies or not os.path.isabs(studies):
+        studies_root(studies)  # what is wrong with an object store
+        raise UserError(
+            "--studies: must be an absolute folder that all nodes of the cluster share, but got "
+            f"{repr(studies) if studies else 'none'}."
+        )
+    with _quiet_stdout(options.json):
+        from search.ray_adapter.jobs import Submitter
+
+        own = Path(options.working_dir) if options.working_dir else None
+        submitter = Submitter(options.address)
+        job = submitter.submit(study, Path(studies), extend=options.extend, restarts=options.restarts, own=own)
+    again, stop = job.ray_command("logs", "--follow"), job.ray_command("stop")
+    document = {"job": job.id, "address": job.address, "study": study.name, "follow": again, "stop": stop}
+    log = sys.stderr if options.json else sys.stdout
+    print(f"{job.id}\n  follow: {again}\n  stop:   {stop}", file=log, flush=True)
+    if options.detach:
+        if options.json:
+            _emit(document)
+        return None
+    try:
+        ended = submitter.follow(job, lambda text: print(text, end="", file=log, flush=True))
+    except KeyboardInterrupt:
+        print(f"\nheadway: the job goes on\n  follow: {again}\n  stop:   {stop}", file=sys.stderr)
+        return 1
+    if options.json:
+        _emit({**document, "status": ended.status, "exit_status": ended.exit_status})
+    if ended.status == "SUCCEEDED":
+        return None
+    print(
+        f"headway: {job.id}: {ended.status}: {ended.message.splitlines()[0] if ended.message else ''}", file=sys.stderr
+    )
+    return ended.exit_status or 1
+
+
 def _run(path: Path, options: argparse.Namespace, *, address: str | None, extend: bool) -> int | None:
     study = load(path, options.set)
     root = studies_root(options.studies)

@@ -93,6 +93,8 @@ def run(
         untimed = {point.label for point in points} - set(_timed(store))
         if trainings or untimed:
             ray_adapter.connect(address)
+            if address is not None:
+                ray_adapter.check_nodes(ray_adapter.needs(study, data, folder))
             plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)
             share, speed_device = plan.share, plan.speed_device
             check_speed_device(store, records, speed_device)

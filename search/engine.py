@@ -164,6 +164,8 @@ def run(
             store.earlier = told
         live = stack.enter_context(Live(folder))
         ray_adapter.connect(address)  # late, since it takes long
+        if address is not None:
+            ray_adapter.check_nodes(ray_adapter.needs(study, data, folder))
         plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)
         share = plan.share
         records = confirmed(store)

@@ -19,8 +19,19 @@ STUDY_FILE = "study.yaml"
 
 
 def studies_root(given: str | None = None) -> Path:
-    """The folder of all studies: ``given``, else ``$HEADWAY_STUDIES``, else ``studies`` in the working folder."""
-    return Path(given or os.environ.get("HEADWAY_STUDIES") or "studies").absolute()
+    """The folder of all studies: ``given``, else ``$HEADWAY_STUDIES``, else ``studies`` in the working folder.
+
+    Raises:
+        UserError: It is an address of an object store.
+    """
+    word = given or os.environ.get("HEADWAY_STUDIES") or "studies"
+    if "://" in word:
+        raise UserError(
+            f"--studies: must be a folder, but got an address ({word.partition('://')[0]}://...). A study rests on "
+            "locks, renames and appends, which object stores do not have; take storage that all nodes share (NFS, EFS, "
+            "Lustre)."
+        )
+    return Path(word).absolute()
 
 
 def find_study(word: str, root: Path) -> tuple[Path, Study]:

@@ -3,6 +3,8 @@
 - ``cluster``: joins Ray, and says what there is.
 - ``lanes``: where trainings and measurements run.
 - ``desk``: what is under way, and who waits for a lane.
+- ``preflight``: checks that each node of a cluster has what a trial needs.
+- ``jobs``: submits a study as a Ray job, and follows it.
 - ``tuner``: runs a study's trials with Ray Tune, and asks the director about each report.
 - ``view``: what the cluster does at the moment.
 - ``trial``: what runs in a trial's process.
@@ -24,8 +26,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 from search.ray_adapter.cluster import connect, nodes
 from search.ray_adapter.lanes import plan
+from search.ray_adapter.preflight import check_nodes, needs
 from search.ray_adapter.trial import call
 from search.ray_adapter.tuner import run, snapshot
 from search.ray_adapter.view import view
 
-__all__ = ["call", "connect", "nodes", "plan", "run", "snapshot", "view"]
+__all__ = ["call", "check_nodes", "connect", "needs", "nodes", "plan", "run", "snapshot", "view"]

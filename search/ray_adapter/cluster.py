@@ -8,31 +8,40 @@ import signal
 import socket
 import threading
 import warnings
+from typing import Any
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.exceptions import AuthenticationError
 
 from search.ray_adapter.lanes import SPEED, Node
 from spaces.errors import UserError
 from trainers.means import environment
 
 _CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 15.0
+
+TOKEN_PLACES = "RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
 
 def connect(address: str | None) -> None:
     """Starts Ray on this machine, or joins the cluster at ``address``.
 
+    Args:
+        address: ``HOST:PORT`` of a head, ``auto`` for the cluster that this process is a job of, ``None`` for this
+            machine.
+
     Raises:
-        UserError: The cluster is not there.
+        UserError: The cluster is not there, does not take the token, or runs another Ray or Python.
     """
     if ray.is_initialized():
         return
+    _knock(address)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-            if host and port.isdigit():
-                # Ray itself would try for minutes.
-                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
             ray.init(
                 address=address,
                 include_dashboard=None if address else False,
@@ -41,11 +50,10 @@ def connect(address: str | None) -> None:
                 # In place before a trial's first thread exists.
                 runtime_env={"env_vars": environment()},
             )
-        except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
+        except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError, AuthenticationError) as error:
             if address is None:
                 raise
-            first = str(error).splitlines()[0]
-            raise UserError(f"--address: must be a running Ray cluster, but {address} gives: {first}") from error
+            raise _refused(address, explain(error)) from error
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack dump and aborts; what a scheduler asks to end shall end like Ctrl-C.
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
@@ -61,3 +69,51 @@ def nodes() -> list[Node]:
             cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
             found.append(Node(node["NodeID"], name, cpus, gpus, have.get(SPEED, 0) >= 1))
     return found
+
+
+def explain(error: BaseException) -> str:
+    """One line of what Ray says; of versions that differ all of it."""
+    text = str(error)
+    if isinstance(error, AuthenticationError):
+        return f"no token was found; put the cluster's into {TOKEN_PLACES}"
+    if "ersion mismatch" in text:
+        words = " ".join(text[text.index("ersion mismatch") + len("ersion mismatch") :].split()).strip(": ")
+        return f"another version of Ray or Python. {words}"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _refused(address: str, reason: str) -> UserError:
+    return UserError(f"--address: must be a running Ray cluster, but {address} gives: {reason}")
+
+
+def _knock(address: str | None) -> None:
+    """Asks the head for its name once, since Ray itself would try for minutes and warn of each try.
+
+    Raises:
+        UserError: There is none, or it does not take this process's token.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if address is None or not host or "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _refused(address, str(error)) from error
+    try:
+        with init_grpc_channel(address) as channel:
+            messages: Any = gcs_service_pb2
+            gcs: Any = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            gcs.GetClusterId(messages.GetClusterIdRequest(), timeout=_ANSWER_SECONDS)
+    except AuthenticationError as error:
+        raise _refused(address, explain(error)) from error
+    except grpc.RpcError as error:
+        raise _refused(address, _answer(error)) from error
+
+
+def _answer(error: Any) -> str:
+    if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+        mode = os.environ.get("RAY_AUTH_MODE", "")
+        if mode.lower() != "token":
+            return f"it wants a token; set RAY_AUTH_MODE=token and put the token into {TOKEN_PLACES}"
+        return f"it refuses the token; the cluster's must be in {TOKEN_PLACES}, the first of them counts"
+    return "no Ray head answers there (its port is the one of 'ray start --head --port', 6379 by default)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import logging
 import os
 import secrets
@@ -172,6 +173,10 @@ class Submitter:
                 return True
             raise _refused(
                 self.address, f"HTTP {error.code}; is this Ray's dashboard (port 8265 by default)?"
+            ) from error
+        except http.client.HTTPException as error:
+            raise _refused(
+                self.address, "no web server answers there (the dashboard's port is 8265 by default)"
             ) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)

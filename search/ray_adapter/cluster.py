@@ -57,6 +57,9 @@ def connect(address: str | None) -> None:
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack dump and aborts; what a scheduler asks to end shall end like Ctrl-C.
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # What a script starts in the background ignores Ctrl-C, and would ignore this, too.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def nodes() -> list[Node]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -33,6 +34,7 @@ from spaces.errors import HeadwayError, UserError
 
 _ANSWER_SECONDS = 15.0
 _RECONNECT_SECONDS = 60.0
+_CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 # Ray takes a cluster's address from here, whatever it is told.
 _OVERRULING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
@@ -83,7 +85,8 @@ class Submitter:
         """
         self.address = check_address(address).rstrip("/")
         headers = {"Authorization": f"Bearer {_token(self.address)}"} if self._asks_for_token() else {}
-        logging.getLogger("ray.dashboard.modules").setLevel(logging.ERROR)
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         with self._explained(), _without(_OVERRULING):
             self._client = JobSubmissionClient(self.address, headers=headers)
 
@@ -149,7 +152,9 @@ class Submitter:
                 if info.status.is_terminal():
                     status = JobStatus(info.status).value
                     return Ended(status, info.driver_exit_code, info.message or "")
-            except (RuntimeError, OSError) as error:
+            except BrokenPipeError:
+                raise  # of whoever reads the log here
+            except (RuntimeError, OSError, aiohttp.ClientError) as error:
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > _RECONNECT_SECONDS:
                     reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -159,7 +159,8 @@ SLURM_TOOLS = {
     "hostname": "echo 10.0.0.1",
     "ray": 'echo "ray $*" >>"$CALLS"; case "$*" in *start*) exec sleep 60;; esac',
     "python": 'case "$*" in *secrets*) echo t0ken;; *) echo 3;; esac',
-    "headway": 'echo "headway $* in $HEADWAY_STUDIES, token $RAY_AUTH_TOKEN" >>"$CALLS"; '
+    "headway": 'until [ "$(grep -c "ray start" "$CALLS")" = 3 ]; do sleep 0.1; done; '
+    'echo "headway $* in $HEADWAY_STUDIES, token $RAY_AUTH_TOKEN" >>"$CALLS"; '
     'if [ -n "${SLOW:-}" ]; then trap "echo interrupted >>$CALLS; exit 1" TERM; sleep 60 & wait; fi; '
     'exit "${STATUS:-0}"',
 }

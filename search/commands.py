@@ -218,10 +218,11 @@ def sync(options: argparse.Namespace) -> None:
     from search.confirm import confirmed
     from search.delivery import deliver, tracking_uri
     from search.folder import claimed
+    from search.study_lock import held
     from search.tracking import public_uri
 
     folder, study = find_study(options.study, studies_root(options.studies))
-    with claimed(folder), _quiet_stdout(options.json):
+    with claimed(folder), held(study.storage, study.name), _quiet_stdout(options.json):
         added = deliver(study, folder, confirmed(Store.read(folder, study)))
     document = {
         "study": study.name,

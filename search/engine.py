@@ -200,6 +200,7 @@ def run(
             "trials": under_way.rows,
             "lanes": lambda: (ray_adapter.snapshot() or {}).get("lanes"),
             "mlflow": lambda: asdict(tracker.state),
+            "store": lambda: None if store.away is None else dict(zip(("down_since", "reason"), store.away)),
             "halted": lambda: conductor.halted,
             "seconds_left": lambda: time_left(progress.eta, study.budget.hours, store.seconds_run),
         }

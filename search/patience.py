@@ -69,6 +69,9 @@ class Patience:
         waiting: Called once when it goes away, with why.
         back: Called when it is there again, with the seconds that it was away.
         guard: Called before each write; raises ``HeadwayError`` where this process may not write any more.
+
+    Attributes:
+        away: Unix time since when the database is away and why, ``None`` while it is there.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Patience:
         self._seconds, self._name = seconds, name
         self._waiting, self._back, self.guard = waiting, back, guard
         self.over: HeadwayError | None = None
+        self.away: tuple[float, str] | None = None
 
     def through(self, attempt: Callable[[], T], *, writes: bool) -> T:
         """Calls ``attempt`` until the database has taken it.
@@ -109,6 +113,7 @@ class Patience:
                     raise
                 if since is None:
                     since = began
+                    self.away = time.time(), cause(error)
                     self._waiting(cause(error))
                 left = since + self._seconds - time.monotonic()
                 if left <= 0:
@@ -121,6 +126,7 @@ class Patience:
                 pause = min(2 * pause, _PAUSES[1])
             else:
                 if since is not None:
+                    self.away = None
                     self._back(time.monotonic() - since)
                 return result
 

@@ -185,6 +185,12 @@ class Store:
         patience = self._storage.patience if isinstance(self._storage, PatientStorage) else None
         return None if patience is None else patience.over
 
+    @property
+    def away(self) -> tuple[float, str] | None:
+        """Unix time since when the database is away and why, ``None`` while it is there."""
+        patience = self._storage.patience if isinstance(self._storage, PatientStorage) else None
+        return None if patience is None else patience.away
+
     def settle(self) -> None:
         """Makes the event log agree with the database, of which a kill or a full disk may have kept it."""
         if self._journal is not None:

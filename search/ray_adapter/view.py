@@ -8,8 +8,7 @@ import ray
 from ray._private.state import available_resources_per_node
 
 from search.places import node_name
-
-_SPEED = "speed"
+from search.ray_adapter.lanes import SPEED
 
 
 @dataclass(frozen=True)
@@ -53,5 +52,5 @@ def view() -> list[NodeUse]:
         left = free.get(node["NodeID"], have)
         cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
         used = cpus - left.get("CPU", 0.0), gpus - left.get("GPU", 0.0)
-        found.append(NodeUse(node["NodeID"], name, address, True, cpus, gpus, *used, have.get(_SPEED, 0.0) >= 1))
+        found.append(NodeUse(node["NodeID"], name, address, True, cpus, gpus, *used, have.get(SPEED, 0.0) >= 1))
     return found

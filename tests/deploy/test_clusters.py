@@ -161,7 +161,7 @@ SLURM_TOOLS = {
     "python": 'case "$*" in *secrets*) echo t0ken;; *) echo 3;; esac',
     "headway": 'until [ "$(grep -c "ray start" "$CALLS")" = 3 ]; do sleep 0.1; done; '
     'echo "headway $* in $HEADWAY_STUDIES, token $RAY_AUTH_TOKEN" >>"$CALLS"; '
-    'if [ -n "${SLOW:-}" ]; then trap "echo interrupted >>$CALLS; kill \$!; exit 1" TERM; sleep 60 & wait; fi; '
+    r'if [ -n "${SLOW:-}" ]; then trap "echo interrupted >>$CALLS; kill \$!; exit 1" TERM; sleep 60 & wait; fi; '
     'exit "${STATUS:-0}"',
 }
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -276,6 +277,13 @@ def test_a_clean_checkout_against_a_head_with_a_token(tmp_path, tmp_path_factory
         assert "2 trials: 2 COMPLETE" in done.stderr  # the job's own log
         counted = json.loads(headway("status", "tiny", "--studies", studies, "--json").stdout)
         assert counted["states"]["COMPLETE"] == 2
+
+        left = submit("--detach", "--json")
+        assert left.returncode == 0, left.stderr
+        follow = [str(Path(sys.executable).with_name("ray")), *shlex.split(json.loads(left.stdout)["follow"])[1:]]
+        environment = {**head.environment, "RAY_AUTH_MODE": "token"}
+        log = subprocess.run(follow, env=environment, capture_output=True, text=True, check=True)
+        assert "2 trials: 2 COMPLETE" in log.stdout + log.stderr
 
         for expected, wrong in (
             ("the token is refused", submit(RAY_AUTH_TOKEN=secrets.token_hex(32))),

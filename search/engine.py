@@ -209,7 +209,15 @@ def run(
         progress.say(_plan_line(study, space, share.concurrent))
         progress.say(plan.told)
         with plainly(store):
-            ray_adapter.run(conductor, share, folder / "ray", trainer, lane=plan.lane, say=progress.say)
+            ray_adapter.run(
+                conductor,
+                share,
+                folder / "ray",
+                trainer,
+                lane=plan.lane,
+                say=progress.say,
+                lease=lambda number, held: log.write("lease", trial=number, held=held),
+            )
         records = confirmed(store)
         finished = all(record.state.finished for record in records)
         tracker.close(run_status(records))

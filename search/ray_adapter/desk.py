@@ -41,6 +41,7 @@ class Desk:
         lane: Where latency is measured, ``None`` for beside the trainings.
         nodes: Looks at the cluster, to see whether the speed node is still there.
         say: Takes a line for the user.
+        lease: Is told which trial takes the speed lane, and which one leaves it.
         clock: Gives seconds.
     """
 
@@ -51,13 +52,14 @@ class Desk:
         lane: SpeedLane | None,
         nodes: Callable[[], Sequence[Node]],
         say: Callable[[str], None],
+        lease: Callable[[int, bool], None] = lambda number, held: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.conductor, self.share, self.lane = conductor, share, lane
         self.legs: dict[str, Leg] = {}  # Ray trial -> what it runs
         self._waiting: list[TrialRequest] = []
         self._wanted: dict[int, Lane] = {}  # trial -> the lane that it asked for last
-        self._nodes, self._say, self._clock = nodes, say, clock
+        self._nodes, self._say, self._lease, self._clock = nodes, say, lease, clock
         self._looked = clock()
         self._gone_since: float | None = None
         self.failure: HeadwayError | None = None
@@ -92,6 +94,8 @@ class Desk:
     def begin(self, trial_id: str, request: TrialRequest, place: Place) -> None:
         """Notes that a Ray trial runs this start."""
         self.legs[trial_id] = Leg(request.number, place)
+        if place == "speed":
+            self._lease(request.number, True)
 
     def number(self, trial_id: str) -> int | None:
         """The trial that a Ray trial runs, ``None`` for one that was taken off it."""
@@ -101,6 +105,8 @@ class Desk:
     def ended(self, trial_id: str) -> int | None:
         """Takes a Ray trial that ended; gives the trial that it ran."""
         leg = self.legs.pop(trial_id, None)
+        if leg is not None and leg.place == "speed":
+            self._lease(leg.number, False)
         return None if leg is None else leg.number
 
     def leave(self, trial_id: str, wanted: Lane | None = None, seconds: float = 0.0) -> None:
@@ -111,7 +117,8 @@ class Desk:
             wanted: The lane that it needs next.
             seconds: Wall time of this start.
         """
-        number = self.legs.pop(trial_id).number
+        number = self.ended(trial_id)
+        assert number is not None
         if wanted is not None:
             self._wanted[number] = wanted
         self.conductor.postponed(number, seconds)

@@ -42,6 +42,7 @@ def run(
     *,
     lane: SpeedLane | None = None,
     say: Callable[[str], None] = lambda text: None,
+    lease: Callable[[int, bool], None] = lambda number, held: None,
 ) -> None:
     """Runs trials until the conductor has none left.
 
@@ -52,13 +53,14 @@ def run(
         trainer: ``module:function`` of a ``trainers.contract.Trainer``, imported in the trial's process.
         lane: Where latency is measured, ``None`` for beside the trainings.
         say: Takes a line for the user.
+        lease: Is told which trial takes the speed lane, and which one leaves it.
 
     Raises:
         HeadwayError: Nothing can go on; what was begun stays as it is.
     """
     key = str(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    desk = _desks[key] = Desk(conductor, share, lane, nodes, say)
+    desk = _desks[key] = Desk(conductor, share, lane, nodes, say, lease)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner = tune.Tuner(

@@ -1,8 +1,9 @@
 """A Ray cluster of several nodes on one machine, told by lines on standard input; answers each with a line.
 
-nodes.py CPUS[:ACCELERATORS] ...: one for each node, the first is the head. Accelerators are logical: Ray counts them as
-GPUs, nobody computes on them. Commands: ``kill N`` (without grace), ``add CPUS[:ACCELERATORS]``, ``fill MIB`` (holds
-objects in the store), ``empty``, ``end``. The first answer is the address and the nodes' ids.
+nodes.py CPUS[:ACCELERATORS[:speed]] ...: one for each node, the first is the head. Accelerators are logical: Ray counts
+them as GPUs, nobody computes on them. ``speed`` makes it a speed node. Commands: ``kill N`` (without grace), ``add
+CPUS[:ACCELERATORS[:speed]]`` (answers its id), ``fill MIB`` (holds objects in the store), ``empty``, ``end``. The first
+answer is the address and the nodes' ids.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def main() -> None:
             cluster.remove_node(nodes[int(rest[0])], allow_graceful=False)
         elif word == "add":
             nodes.append(cluster.add_node(wait=False, **_resources(rest[0]), **size))
+            print(nodes[-1].node_id, flush=True)
+            continue
         elif word == "fill":
             if not ray.is_initialized():
                 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -55,9 +58,10 @@ def main() -> None:
     cluster.shutdown()
 
 
-def _resources(word: str) -> dict[str, int]:
-    cpus, _, accelerators = word.partition(":")
-    return {"num_cpus": int(cpus), "num_gpus": int(accelerators or 0)}
+def _resources(word: str) -> dict[str, Any]:
+    cpus, *more = word.split(":")
+    resources = {"speed": 1} if "speed" in more else None
+    return {"num_cpus": int(cpus), "num_gpus": int(more[0]) if more else 0, "resources": resources}
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ class Nodes:
     """A Ray cluster of several nodes, in a process of its own.
 
     Args:
-        resources: ``CPUS`` or ``CPUS:ACCELERATORS`` of each node, the head's first.
+        resources: ``CPUS[:ACCELERATORS[:speed]]`` of each node, the head's first.
         environment: Of its processes.
         log: Where they write.
     """
@@ -210,12 +210,12 @@ class Nodes:
             )  # fmt: skip
         self.address, *self.ids = self._answer().split()
 
-    def tell(self, command: str) -> None:
-        """Has a command of ``nodes.py`` done."""
+    def tell(self, command: str) -> str:
+        """Has a command of ``nodes.py`` done; gives its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
-        self._answer()
+        return self._answer()
 
     def kill(self) -> None:
         """Kills all of it without grace, the head too."""

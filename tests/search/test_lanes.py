@@ -3,8 +3,12 @@
 import itertools
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +24,11 @@ from spaces.errors import HeadwayError, UserError
 from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialRequest, WarmRequest
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "faults"))
+
+from services import Nodes  # noqa: E402
+
+FIGURES = runpy.run_path(str(HERE / "analytic_trainer.py"))["figures"]
 DATA = DataRequest(
     train_annotations="/t.json", train_images="/t", val_annotations="/v.json", val_images="/v", classes=("a",),
     size=(96, 96),
@@ -128,7 +137,8 @@ def desk(*requests, nodes=None, clock=lambda: 0.0, concurrent=None):
     made = plan(nodes, AUTO, "auto")
     said = []
     director = Queue(*requests, concurrent=concurrent or made.under_way)
-    return Desk(director, made.share, made.lane, lambda: nodes, said.append, clock), director, said
+    here = Desk(director, made.share, made.lane, lambda: nodes, said.append, clock=clock)
+    return here, director, said
 
 
 def begun(here):
@@ -238,43 +248,114 @@ budget: {epochs: 2}
 rungs: null
 resources: {cpus: 1}
 """
-NODES = [{"num_cpus": 1, "resources": {"speed": 1}}, {"num_cpus": 1}, {"num_cpus": 1}]
 
 
-def study_on(folder, nodes, **behaviour):
-    """Runs the study on nodes; gives its store and what the trainer noted."""
-    file, log = folder / "lanes.yaml", folder / "noted.jsonl"
-    file.write_text(STUDY)
-    paths = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": paths, "LANE_LOG": str(log), "ANALYTIC": json.dumps(behaviour)}
-    command = [sys.executable, str(HERE / "cluster_drive.py"), str(file), str(folder / "studies"), json.dumps(nodes)]
-    done = subprocess.run(
-        [*command, "lane_trainer:train"], env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Store.read(folder / "studies/lanes", load(file)), [json.loads(line) for line in log.open()], done.stderr
+class Cluster:
+    """A head, a speed node and two others, and a study on them."""
+
+    def __init__(self, folder, **behaviour):
+        self.temporary = Path(tempfile.mkdtemp(prefix="hl"))  # short, as Ray's sockets lie below it
+        self.file, self.noted, self.log = folder / "lanes.yaml", folder / "noted.jsonl", folder / "driver.log"
+        self.root, self.folder = folder / "studies", folder / "studies/lanes"
+        self.file.write_text(STUDY)
+        paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "RAY_TMPDIR": str(self.temporary),
+            "LANE_LOG": str(self.noted),
+            "ANALYTIC": json.dumps(behaviour),
+        }
+        self.nodes = Nodes(["0", "1:0:speed", "1", "1"], self.environment, folder / "nodes.log")
+
+    def start(self):
+        command = [sys.executable, str(HERE.parent / "faults/drive.py"), str(self.file), str(self.root)]
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [*command, "lane_trainer:train", self.nodes.address], env=self.environment, stdout=log, stderr=log
+            )
+
+    def ended(self, process):
+        assert process.wait(timeout=400) == 0, self.log.read_text()[-3000:]
+        return Store.read(self.folder, load(self.file)).records()
+
+    def lines(self):
+        return [json.loads(line) for line in self.noted.open()] if self.noted.exists() else []
+
+    def wait_for(self, process, what):
+        """Waits for a line of the trainer's."""
+        deadline = time.monotonic() + 300
+        while not any(what(line) for line in self.lines()):
+            assert process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.05)
+
+    def trained(self, number):
+        return [int(line) for line in (self.folder / f"trials/{number:04d}/trained.log").read_text().split()]
+
+    def close(self):
+        self.nodes.close()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
-@pytest.mark.timeout(300)
-def test_three_nodes_one_of_which_measures(tmp_path):
-    store, noted, printed = study_on(tmp_path, NODES, epoch_seconds=1.5, timing_seconds=1, die=2)
-    records = store.records()
+@pytest.fixture
+def make(request, tmp_path):
+    def start(**behaviour):
+        cluster = Cluster(tmp_path, **behaviour)
+        request.addfinalizer(cluster.close)
+        return cluster
+
+    return start
+
+
+def check(cluster, records, speed_nodes):
+    """What holds of every such study; gives the measurements and the epochs."""
     assert [record.state for record in records] == [TrialState.COMPLETE] * 5
-    assert "latency: measured alone on the CPU of the speed node" in printed
-    timed = [line for line in noted if line["phase"] == "timed"]
-    assert sorted(line["number"] for line in timed) == [0, 1, 2, 3, 4]
-    assert len({line["node"] for line in timed}) == 1
-    trained = [line for line in noted if line["phase"] == "epoch"]
-    assert timed[0]["node"] not in {line["node"] for line in trained}
-    assert len({line["node"] for line in trained}) == 2
-    # One measures at a time, and others train meanwhile.
+    timed = [line for line in cluster.lines() if line["phase"] == "timed"]
+    epochs = [line for line in cluster.lines() if line["phase"] == "epoch"]
+    assert {line["number"] for line in timed} == set(range(5))
+    assert {line["node"] for line in timed} <= set(speed_nodes)
+    assert not {line["node"] for line in epochs} & set(speed_nodes)
+    # One measures at a time.
     timed.sort(key=lambda line: line["began"])
     assert all(one["ended"] <= other["began"] for one, other in itertools.pairwise(timed))
-    beside = [one for one in timed for other in trained if other["began"] < one["ended"] <= other["ended"]]
-    assert beside
-    # The trial whose process was killed in training was not timed again.
-    assert [epoch.epoch for epoch in records[2].curve] == [1, 2]
     for record in records:
-        assert record.metrics["latency_ratio"] == pytest.approx(record.metrics["latency_ms"] / 20.0)
-        # What it waited for the lane is not in its compute time: two epochs and a measurement.
-        assert record.compute_hours * 3600 < 3 + 1 + 3
+        ratio, accuracy = FIGURES(record.knobs)
+        assert (record.metrics["latency_ratio"], record.metrics["latency_ms"]) == (ratio, pytest.approx(20.0 * ratio))
+        assert record.metrics["bbox_mAP"] == pytest.approx(accuracy)
+        assert cluster.trained(record.number) == [1, 2]
+        assert [epoch.epoch for epoch in record.curve] == [1, 2]
+    assert "Traceback" not in cluster.log.read_text()
+    return timed, epochs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_node_measures_while_others_train(make):
+    cluster = make(epoch_seconds=2, timing_seconds=1, die=2)
+    timed, epochs = check(cluster, cluster.ended(cluster.start()), cluster.nodes.ids[1:2])
+    assert "latency: measured alone on the CPU of the speed node" in cluster.log.read_text()
+    assert len(timed) == 5  # not even the trial whose process was killed in training is timed again
+    assert {line["node"] for line in epochs} == set(cluster.nodes.ids[2:])
+    beside = [one for one in timed for other in epochs if other["began"] < one["ended"] < other["ended"]]
+    assert beside
+    leases = [event for event in map(json.loads, (cluster.folder / "events.jsonl").open()) if event["event"] == "lease"]
+    assert [event["held"] for event in leases] == [True, False] * 5
+    assert {event["trial"] for event in leases} == set(range(5))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_driver_and_the_speed_node_are_killed(make):
+    cluster = make(epoch_seconds=1, timing_seconds=1)
+    process = cluster.start()
+    cluster.wait_for(process, lambda line: line["number"] == 1 and line["phase"] == "timed")
+    process.kill()
+    process.wait()
+    process = cluster.start()
+    cluster.wait_for(process, lambda line: line["number"] == 2 and line["phase"] == "timed")
+    cluster.nodes.tell("kill 1")
+    another = cluster.nodes.tell("add 1:0:speed")
+    records = cluster.ended(process)
+    timed, _ = check(cluster, records, [cluster.nodes.ids[1], another])
+    assert {line["node"] for line in timed} == {cluster.nodes.ids[1], another}

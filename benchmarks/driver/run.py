@@ -36,6 +36,7 @@ if not os.environ.get("PYTHONPATH"):
 import optuna  # noqa: E402
 import psutil  # noqa: E402
 
+from analysis.record import TrialRecord  # noqa: E402
 from search.conductor import Conductor, Pause  # noqa: E402
 from search.sampler import make_sampler  # noqa: E402
 from search.simulate import Clock, simulate  # noqa: E402
@@ -191,6 +192,7 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
     from search.sampler import History
     from search.store import Store
     from search.tracking import Tracker, default_uri
+    from search.tracking.courier import Pace
 
     study = study_file(trials, sampler)
     space = engine.prepare_space(study)
@@ -211,7 +213,14 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
         objectives=study.objective_records,
     )
     drawn: list[float] = []
-    plots = engine._Throttled(lambda: _draw(watch, drawn, tracker, store))
+    pace = Pace()
+
+    def plots(record: TrialRecord) -> None:
+        if record.state.finished and pace.due(time.monotonic()):
+            began = time.monotonic()
+            _draw(drawn, tracker, store)
+            pace.drew(began, time.monotonic())
+
     with open(os.devnull, "w") as nowhere, out.open("w", encoding="utf-8") as lines:
         conductor = _Booked(
             study,
@@ -256,7 +265,7 @@ def search(trials: int, sampler: str, work: Path, out: Path) -> None:
         print(json.dumps(end), file=lines, flush=True)
 
 
-def _draw(watch: Stopwatch, drawn: list[float], tracker: Any, store: Any) -> None:
+def _draw(drawn: list[float], tracker: Any, store: Any) -> None:
     began = time.perf_counter()
     tracker.study(store.records())
     drawn.append(time.perf_counter() - began)

@@ -18,6 +18,7 @@ from analysis.record import TrialState
 from search import supervise as module
 from search.cli import End, main
 from search.folder import claimed
+from search.live import read_live
 from search.store import Store
 from search.study import load
 from search.supervise import STATUS, child_command, supervise
@@ -224,6 +225,11 @@ def test_a_driver_that_is_killed_twice_comes_to_its_end(tmp_path: Path, monkeypa
     for record in records():
         trained = (root / "watched" / record.folder / "trained.log").read_text().split()
         assert trained == ["1", "2", "3"]
+        assert record.attrs["nodes"]
+    live = read_live(root / "watched")
+    assert live is not None and live["ended"] is not None and not live["running"]
+    # Each start had a Ray of its own.
+    assert len({name for record in records() for name in record.attrs["nodes"]}) >= 2
 
 
 TINY = """

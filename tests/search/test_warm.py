@@ -13,8 +13,10 @@ import torch
 
 from analysis.record import EpochRecord, TrialRecord, TrialState
 from search import engine, tables
+from search.eta import Eta
 from search.plan import make_plan
 from search.progress import Progress
+from search.status import document, show
 from search.study import Study, load
 
 STUDY = """
@@ -39,11 +41,11 @@ def warming(epoch: int, **attrs: object) -> TrialRecord:
     return TrialRecord(number=0, state=TrialState.RUNNING, metrics=metrics, attrs=attrs, started=1.0)
 
 
-def test_its_epochs_are_told_and_no_trials(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_epochs_are_told_and_no_trials(study: Study) -> None:
     now = [1000.0]
-    monkeypatch.setattr("search.progress.time.monotonic", lambda: now[0])
     stream = io.StringIO()
     told = Progress(study, 0, stream)
+    told.eta = Eta(study.budget.trials, clock=lambda: now[0])
     told(TrialRecord(number=0, state=TrialState.RUNNING))
     for epoch in (1, 2):
         now[0] += 90
@@ -73,16 +75,13 @@ def test_a_warm_start_that_is_picked_up_continues(study: Study) -> None:
 
 
 def test_status_tells_where_it_stands(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = tables.summary([warming(2)], study, tmp_path)
+    found = document([warming(2)], study, tmp_path, None, 0.0)
     assert json.loads(json.dumps(found["warm"])) == {"epochs": 6, "epoch": 2, "hours": 0.05, "bbox_mAP": 0.1}
     assert found["saved"] == {}
-    tables.print_status(found, [warming(2)], study)
+    show(found, [warming(2)], study)
     printed = capsys.readouterr().out
-    assert "Shared warm start: epoch 2/6, AP 10.0 %, 0.05 h." in printed
-    assert "min, in the shared warm start: " in printed and "Saved" not in printed
-    whole = warming(6, warm_epochs=6)
-    tables.print_status(tables.summary([whole], study, tmp_path), [whole], study)
-    assert "min, epoch 0/4: " in capsys.readouterr().out
+    assert "Warm:      shared warm start, epoch 2/6, AP 10.0 %, 0.05 h\n" in printed
+    assert "Saved" not in printed
 
 
 def test_status_tells_what_was_saved(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,13 +92,13 @@ def test_status_tells_what_was_saved(study: Study, tmp_path: Path, capsys: pytes
     base = replace(warming(6, warm_epochs=6), state=TrialState.COMPLETE, curve=curve(4))
     base = replace(base, metrics={"bbox_mAP": 0.3, "latency_ms": 20.0})
     records = [base, TrialRecord(number=1, state=TrialState.STOPPED, reason="at epoch 1: weak", curve=curve(1))]
-    found = tables.summary(records, study, tmp_path)
+    found = document(records, study, tmp_path, None, 0.0)
     assert found["saved"]["stopped"] == {
         "count": 1, "unit": "trials stopped at rungs", "epochs": 3, "hours": pytest.approx(0.075),
     }  # fmt: skip
     # 6 epochs more of both, less the 9 minutes that were paid.
     assert (found["saved"]["warm"]["epochs"], found["saved"]["warm"]["hours"]) == (6, pytest.approx(0.15))
-    tables.print_status(found, records, study)
+    show(found, records, study)
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "Saved (hours are estimates, from what an epoch of the same trial took):",
         "  1 trial stopped at a rung, 3 epochs not trained, about 4.5 min",

@@ -19,6 +19,7 @@ from search.eta import clock
 from search.study import Constraint, Study
 
 _SHOWN = 8  # trials named in a line
+_WAITS = {"train": "waits for a place to train", "speed": "waits for the speed node"}
 
 
 def document(
@@ -133,6 +134,7 @@ def _show_live(
 ) -> None:
     lanes = live.get("lanes")
     trials, known = live.get("trials") or [], {record.number: record for record in records}
+    waits = {number: _WAITS[lane] for lane in _WAITS if lanes for number in lanes[lane]["waiting"]}
     if live.get("nodes"):
         table = Table(title="Nodes", title_justify="left")
         for name in ("node", "address"):
@@ -141,7 +143,8 @@ def _show_live(
             table.add_column(name, justify="right")
         table.add_column("trials")
         for node in live["nodes"]:
-            there = [str(trial["trial"]) for trial in trials if trial["node"] == node["name"]]
+            at = [trial["trial"] for trial in trials if trial["node"] == node["name"]]
+            there = [str(number) for number in at if number not in waits]
             name = f"{node['name']}{' (speed)' if node['speed'] else ''}"
             if not node["alive"]:
                 table.add_row(escape(name), node["address"], "lost", "lost", "")
@@ -163,9 +166,8 @@ def _show_live(
             heard = "none yet" if trial["heard"] is None else _ago(trial["heard"], now)
             again = f" (start {trial['starts']})" if trial["starts"] > 1 else ""
             design = "" if record is None else tables.named(record.attrs, short(record.knobs))
-            table.add_row(
-                str(trial["trial"]), epoch, escape(trial["node"] or "starting"), heard + again, escape(design)
-            )
+            where = escape(waits.get(trial["trial"]) or trial["node"] or "starting")
+            table.add_row(str(trial["trial"]), epoch, where, heard + again, escape(design))
         console.print(table)
 
     def say(text: str) -> None:

@@ -95,11 +95,13 @@ class _Child:
     def __init__(self) -> None:
         self.asked = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._before = {number: signal.getsignal(number) for number in _PASSED_ON}
+        handlers = {number: signal.getsignal(number) for number in _PASSED_ON}
+        # What this process was told to ignore, by nohup say, it ignores.
+        self._before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
         self._wake = threading.Event()
 
     def __enter__(self) -> _Child:
-        for number in _PASSED_ON:
+        for number in self._before:
             signal.signal(number, self._pass_on)
         return self
 

@@ -163,6 +163,8 @@ LIVE: dict[str, Any] = {
     "trials": [
         {"trial": 6, "epoch": 2, "warm_epoch": None, "started": NOW - 100, "node": "box/a1", "pid": 9, "starts": 2,
          "heard": NOW - 5},
+        {"trial": 7, "epoch": 4, "warm_epoch": None, "started": NOW - 90, "node": "box/a1", "pid": 10, "starts": 1,
+         "heard": NOW - 9},
     ],
     "lanes": {
         "train": {"running": [], "waiting": [], "places": 2},
@@ -202,6 +204,7 @@ def test_status_says_where_a_running_study_stands(
     assert ["box/a1 (speed)", "10.0.0.1", "4 of 8", "1 of 2", "6"] in rows
     assert ["box/b2", "10.0.0.2", "lost", "lost"] in [row[:4] for row in rows]
     assert ["6", "2/4", "box/a1", "5 s ago (start 2)"] in [row[:4] for row in rows]
+    assert ["7", "4/4", "waits for the speed node", "9 s ago"] in [row[:4] for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,10 @@ class Head:
     """A head of Ray's with token authentication."""
 
     def __init__(self, folder):
+        self.folder = folder
+        self.start()
+
+    def start(self):
         self.port, self.dashboard, agent, client = free_ports(4)
         self.url, self.token = f"http://127.0.0.1:{self.dashboard}", secrets.token_hex(32)
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
@@ -225,18 +229,21 @@ class Head:
             "max-worker-port": 0,
             "num-cpus": 2,
             "object-store-memory": 200_000_000,
-            "temp-dir": folder,
+            "temp-dir": self.folder,
         }
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
         command += [f"--{name}={value}" for name, value in options.items()]
-        self.log = folder / "head.log"
+        self.log = self.folder / "head.log"
         environment = {**self.environment, "RAY_AUTH_MODE": "token"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def wait(self):
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while "This command will now block" not in self.log.read_text():
+            if "timed out during startup" in self.log.read_text():  # Ray allows half a minute, on a busy machine too
+                self.process.wait(timeout=60)
+                self.start()
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(0.5)
         with pytest.raises(urllib.error.HTTPError, match="401"):

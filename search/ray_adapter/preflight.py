@@ -55,7 +55,7 @@ def needs(study: Study, data: DataRequest, folder: Path) -> Needs:
 
 
 def check_nodes(needs: Needs) -> int:
-    """Looks from every node at what the study needs; nodes that join later are not looked at.
+    """Looks from every node at what the study needs; nodes that join later are not looked at, lost ones are left out.
 
     Returns:
         How many nodes there are.
@@ -65,7 +65,7 @@ def check_nodes(needs: Needs) -> int:
         HeadwayError: A node does not answer.
     """
     look = _probe()
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    alive = _alive()
     with _marked(needs.folder) as (marker, text):
         wanted = {
             "marker": str(marker),
@@ -86,7 +86,10 @@ def check_nodes(needs: Needs) -> int:
         }
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=_SECONDS)
         lacks, silent = [], []
+        still = {node["NodeID"] for node in _alive()}
         for node in alive:
+            if node["NodeID"] not in still:
+                continue  # lost meanwhile, so no trial will run there
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             try:
                 there = ray.get(asked[node["NodeID"]], timeout=0)
@@ -103,6 +106,10 @@ def check_nodes(needs: Needs) -> int:
     if silent:
         raise HeadwayError("the check of the cluster's nodes failed:\n  " + "\n  ".join(silent))
     return len(alive)
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

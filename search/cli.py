@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     study_file = ("study", {"metavar": "STUDY.yaml", "help": "the study file"})
     study = ("study", {"metavar": "STUDY", "help": "a study that was run: name, folder or study file"})
     settings = ("--set", {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "override, repeatable"})
-    extend = ("--extend", {"action": "store_true", "help": "let budget.trials and budget.hours have grown"})
+    extend = ("--extend", {"action": "store_true", "help": "let the budget have grown, but for its epochs"})
     address = ("--address", {"metavar": "ADDR", "help": "a running Ray cluster (default: this machine)"})
     size = ("--size", {"metavar": "HxW", "default": "800x1344", "help": "input, height x width (default: 800x1344)"})
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
+from search.gpu_hours import Room, room
 from search.places import Places, Where
 from search.rungs import RungPoint, decide
 from search.store import Store
@@ -48,9 +49,10 @@ class Conductor:
         speed_device: The same for latency.
         threads: CPU threads a trial.
         concurrent: Most trials under way.
+        gpus: Of a trial, all its workers together; only ``budget.gpu_hours`` asks.
         listeners: Called with the record after each change.
         places: Is told where trials run.
-        clock: Gives seconds, of which ``budget.hours`` are counted.
+        clock: Gives seconds, of which ``budget.hours`` and ``budget.gpu_hours`` are counted.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Conductor:
         speed_device: str,
         threads: int,
         concurrent: int,
+        gpus: int = 0,
         listeners: Sequence[Listener] = (),
         places: Places | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -78,6 +81,8 @@ class Conductor:
         self._ended: dict[tuple[int, int], RungPoint | None] = {}  # trial, epoch -> its point there, once it has ended
         self._running: dict[int, float] = {}  # trial -> hours of its earlier starts
         self._seconds: dict[int, float] = {}  # trial -> those of this start, at its last report
+        self._since: dict[int, float] = {}  # trial -> the clock at this start
+        self._gpus = gpus
         self._clock, self._began = clock, clock()
         self._seconds_before = store.seconds_run
         # Trial 0 reports the shared warm start when it is on disk; in a later process once more, as it may have gone.
@@ -86,6 +91,7 @@ class Conductor:
         self._places = places or Places()
         self.exhausted = False
         self.out_of_time = False
+        self.out_of_gpu_hours: Room | None = None
         self.halted: str | None = None
         left = [record.number for record in store.records() if not record.state.finished]
         self._left = [number for number in left if self._settled(number)]
@@ -121,6 +127,7 @@ class Conductor:
             return False
         if report.seconds < self._seconds.get(number, 0.0):  # its process died and was started again
             self._running[number] = record.compute_hours
+            self._since[number] = self._clock() - report.seconds
         self._seconds[number] = report.seconds
         seconds = self._running.get(number, 0.0) * 3600 + report.seconds
         self.store.seconds_run = self._seconds_before + self._clock() - self._began
@@ -177,6 +184,7 @@ class Conductor:
     def _begin(self, number: int) -> TrialRequest:
         record = self.store.start(number)
         self._running[number] = record.compute_hours
+        self._since[number] = self._clock()
         self._seconds.pop(number, None)
         study = self.study
         speed = None
@@ -429,7 +437,18 @@ class Conductor:
             self.out_of_time
             or len(records) - infeasible >= self.study.budget.trials
             or infeasible >= _INFEASIBLE_PER_TRIAL * self.study.budget.trials
+            or self._no_gpu_hours(records)
         )
+
+    def _no_gpu_hours(self, records: Sequence[TrialRecord]) -> bool:
+        budget = self.study.budget
+        if budget.gpu_hours is None:
+            return False
+        now = self._clock()
+        running = {number: hours + (now - self._since[number]) / 3600 for number, hours in self._running.items()}
+        left = room(records, running, epochs=budget.epochs, gpus=self._gpus, budget=budget.gpu_hours)
+        self.out_of_gpu_hours = None if left.enough(alone=not running) else left
+        return self.out_of_gpu_hours is not None
 
     def _baseline_failed(self, records: Sequence[TrialRecord]) -> bool:
         return bool(records) and records[0].state is TrialState.FAILED

@@ -23,6 +23,7 @@ from search.live import Live, Seen, UnderWay, time_left
 from search.places import Places
 from search.progress import Progress
 from search.proposals import EarlierPoint, check_sampler, earlier_points
+from search.resources import Resources
 from search.store import Store, plainly
 from search.study import Study
 from search.study_lock import held
@@ -168,6 +169,7 @@ def run(
             ray_adapter.check_nodes(ray_adapter.needs(study, data, folder))
         plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)
         share = plan.share
+        check_gpu_hours(study, share)
         records = confirmed(store)
         check_speed_device(store, records, plan.speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
@@ -192,6 +194,7 @@ def run(
             speed_device=plan.speed_device,
             threads=share.cpus,
             concurrent=plan.under_way,
+            gpus=share.gpus * study.resources.workers,
             listeners=(tracker.trial, progress, draw, under_way),
             places=places,
         )
@@ -229,6 +232,8 @@ def run(
             note = "every design of the space that could be found was tried"
         elif conductor.out_of_time:
             note = f"the {study.budget.hours:g} hours of the budget are spent"
+        elif conductor.out_of_gpu_hours is not None:
+            note = str(conductor.out_of_gpu_hours)
         store.settle()
         log.write(
             "finished",
@@ -268,6 +273,15 @@ def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord]) -> N
     (folder / "pareto.png").write_bytes(pareto_png(records, objectives, title=study.name))
     write_front_csv(rows, folder / "front.csv")
     write_front_json(rows, folder / "front.json")
+
+
+def check_gpu_hours(study: Study, share: Resources) -> None:
+    """Refuses a budget of what is not used."""
+    if study.budget.gpu_hours is not None and not share.gpus:
+        raise UserError(
+            f"budget.gpu_hours: must be null where trials use no GPU, but got {study.budget.gpu_hours:g}; "
+            "budget.hours limits the time."
+        )
 
 
 def check_speed_device(store: Store, records: Sequence[TrialRecord], device: str) -> None:

@@ -90,6 +90,7 @@ class Plan:
             *(self.data.summary() if self.data else [f"Data: {fill_in(study)}"]),
             space,
             f"Budget: {study.budget.trials} trials of {study.budget.epochs} epochs; rungs after epochs: {rungs}.",
+            *([f"At most {study.budget.gpu_hours:g} GPU hours."] if study.budget.gpu_hours else []),
         ]
         if study.warm_epochs is not None:
             long = "" if self.warm_seconds is None else f", about {self.warm_seconds / 60:.1f} min"

@@ -44,13 +44,21 @@ def document(
     return {
         **found,
         "running": bool(live and live["running"]),
-        "used": {"trials": counted, "hours": seconds_run / 3600},
+        "used": {"trials": counted, "hours": seconds_run / 3600, **_gpu_hours(found["compute_hours"], study)},
         "seconds_left": left,
         "end": None if left is None or live is None else live["updated"] + left,
         "failures": _failures(records),
         "infeasible": _infeasible(records, study),
         "live": None if live is None else {key: value for key, value in live.items() if key != "running"},
     }
+
+
+def _gpu_hours(hours: float, study: Study) -> dict[str, float]:
+    """Those in all trials, where they have a budget; only studies on GPUs do, and ``auto`` is one of them then."""
+    if study.budget.gpu_hours is None:
+        return {}
+    gpus = 1 if study.resources.gpus == "auto" else study.resources.gpus
+    return {"gpu_hours": hours * gpus * study.resources.workers}
 
 
 def _failures(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -126,6 +134,8 @@ def _budget(found: Mapping[str, Any]) -> str:
     budget, used = found["budget"], found["used"]
     told = [f"{used['trials']} of {budget['trials']} trials"]
     told.append(f"{used['hours']:.2f}" + (f" of {budget['hours']:g} hours" if budget.get("hours") else " hours run"))
+    if "gpu_hours" in used:
+        told.append(f"{used['gpu_hours']:.2f} of {budget['gpu_hours']:g} GPU hours")
     return ", ".join([*told, f"{found['compute_hours']:.2f} hours in trials"])
 
 

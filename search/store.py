@@ -29,7 +29,7 @@ from search.proposals import EarlierPoint, Known, Proposal, Proposals
 from search.sampler import Asked
 from search.storage import default_url, explained, open_storage, safe_url
 from search.study import Study
-from spaces.errors import HeadwayError, UserError
+from spaces.errors import HeadwayError, UserError, choices
 from spaces.space import Space, design_hash
 
 _TOLD = {
@@ -43,6 +43,8 @@ _FILE = "headway:study_file"
 _SPEED = "headway:speed:"
 _REFERENCE = "headway:reference_ms"
 _NOTE = "headway:note:"
+# What --extend lets grow.
+_BUDGET = ("budget.trials", "budget.hours", "budget.gpu_hours")
 
 
 class Store:
@@ -436,21 +438,21 @@ def check_unchanged(known: Mapping[str, Any], study: Study, extend: bool) -> Non
     Args:
         known: The file as it was run, as ``Study.dump`` gave it.
         study: The file as it is.
-        extend: Whether ``budget.trials`` and ``budget.hours`` may have grown, and further ``designs`` been added.
+        extend: Whether the budget may have grown (but for its epochs), and further ``designs`` been added.
 
     Raises:
         UserError: Shows each difference.
     """
     old, new = _flat(_filled(known)), _flat(plain(study.dump()))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    allowed = [key for key in ("budget.trials", "budget.hours") if extend and _grew(old.get(key), new.get(key))]
+    allowed = [key for key in _BUDGET if extend and _grew(old.get(key), new.get(key))]
     if extend and old.get("designs") and new.get("designs", [])[: len(old["designs"])] == old["designs"]:
         allowed.append("designs")
     refused = [key for key in changed if key not in allowed]
     if not refused:
         return
     lines = "".join(f"\n  {key}: {_shown(old, key)} -> {_shown(new, key)}" for key in refused)
-    hint = "--extend lets budget.trials and budget.hours grow; for anything else give the study another name."
+    hint = f"--extend lets {choices(_BUDGET, 'and')} grow; for anything else give the study another name."
     raise UserError(f"{study.name}: was started with another study file:{lines}\n  {hint}")
 
 

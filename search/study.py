@@ -102,12 +102,14 @@ class BudgetSection(_Section):
     """What may be spent.
 
     ``trials`` counts the baseline and every design whose training began; INFEASIBLE designs are free. After ``hours``
-    of the command's run time no further trial is started.
+    of the command's run time no further trial is started. ``gpu_hours`` are those of all trials together: no trial is
+    started that, with what runs, would need more than is left; what runs goes on to its end.
     """
 
     trials: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 64
     epochs: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 12
     hours: Annotated[float, Field(gt=0, strict=True)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0, strict=True)] | None = None
 
 
 class DesignSection(_Section):

@@ -149,10 +149,8 @@ def test_sessions_that_are_cut_at_any_write_change_nothing(postgres, tmp_path, u
 
     cutter = threading.Thread(target=cut)
     study = make_study(url)
-    Store.create(tmp_path, study)  # its tables
-    cutter.start()
     try:
-        store, _ = searched(tmp_path, study)
+        store, _ = searched(tmp_path, study, at=1, act=cutter.start)  # a start is refused, it does not wait
     finally:
         over.set()
         cutter.join()

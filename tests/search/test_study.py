@@ -110,7 +110,7 @@ def test_the_shared_warm_start_has_the_epochs_of_the_budget_or_its_own(tmp_path)
 
 def test_what_a_study_leaves_out_has_the_documented_defaults():
     study = parse(SMALL, "small.yaml")
-    assert study.budget.model_dump() == {"trials": 64, "epochs": 12, "hours": None}
+    assert study.budget.model_dump() == {"trials": 64, "epochs": 12, "hours": None, "gpu_hours": None}
     assert [objective.metric for objective in study.objectives] == ["bbox_mAP", "latency_ms"]
     assert (study.weights.from_, study.weights.backbone, study.storage, study.seed) == ("scratch", "auto", None, 0)
     # The data's size, height first, padded to a multiple of 32.

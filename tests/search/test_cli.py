@@ -184,6 +184,9 @@ WRONG = {
     "plan too many": (["plan", "new.yaml", "--set", "resources.cpus=4000"], "resources.cpus: must be at most"),
     # Studies that were run.
     "status of nothing": (["status", "nothing"], "STUDY: must be a study that was run"),
+    "sync of nothing": (["sync", "nothing"], "STUDY: must be a study that was run"),
+    "restarts below 0": (["run", "new.yaml", "--restarts", "-1"], "--restarts: must be 0 or more, but got -1."),
+    "status followed as a document": (["status", "done", "--follow"], "--follow: must not go with --json"),
     "front of nothing": (["front", "nothing"], "there are: done"),
     "ui of nothing": (["ui", "nothing"], "STUDY: must be a study that was run"),
     "export of nothing": (["export", "nothing", "--out", "b"], "STUDY: must be a study that was run"),

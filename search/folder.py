@@ -6,8 +6,9 @@ import fcntl
 import io
 import os
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -74,10 +75,12 @@ def claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
-            raise UserError(f"{folder.name}: is being run already, by process {lock.read().strip()}.") from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            pid, _, host = lock.read().strip().partition(" ")
+            where = f"{host} " if host not in ("", socket.gethostname()) else ""
+            raise UserError(f"{folder.name}: is being run already, by {where}process {pid}.") from error
+        with suppress(OSError):  # on a full disk the lock holds without its holder's name
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{os.getpid()} {socket.gethostname()}".encode())
         try:
             yield
         except UserError:

@@ -131,7 +131,7 @@ def make_plan(study: Study) -> Plan:
     from trainers.estimate import START_SECONDS, count_design, local_hardware, seconds_per_epoch
     from trainers.profile import count_patched
 
-    share = divide(study.resources, *local_hardware())
+    share = divide(study.resources, [local_hardware()])
     designs: list[tuple[str | None, Design]] = [(None, {})]
     if study.designs:
         designs += [(named.name, named.knobs) for named in listed(study, space)]
@@ -163,7 +163,7 @@ def make_plan(study: Study) -> Plan:
                 count_size=study.speed_size,
             )
             counted = [count_design(request, unlearned(design)) for _, design in designs]
-            epoch = seconds_per_epoch(request)
+            epoch = seconds_per_epoch(request) / share.workers  # at best
             seconds = START_SECONDS + study.budget.epochs * epoch
             warm = None if study.warm_epochs is None else study.warm_epochs * epoch
     constraints = [Constraint.parse(text) for text in study.constraints]

@@ -182,19 +182,15 @@ class TrainingSection(_Section):
 
 
 class ResourcesSection(_Section):
-    """What one trial gets, and how many run side by side; ``auto`` fits this machine or cluster."""
+    """What one trial gets, and how many run side by side; ``auto`` fits this machine or cluster.
+
+    ``workers`` processes train one trial data-parallel, each with these ``gpus`` and ``cpus``.
+    """
 
     gpus: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     cpus: Literal["auto"] | Positive = "auto"
     workers: Positive = 1
     concurrent: Literal["auto"] | Positive = "auto"
-
-    @field_validator("workers")
-    @classmethod
-    def _one(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError(f"must be 1; data-parallel trials are not available yet, got {value}")
-        return value
 
 
 class SpeedSection(_Section):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 from spaces import patching
 from spaces.errors import HeadwayError
@@ -18,7 +20,10 @@ from trainers import checkpoint, learning, pictures, rotated, warm
 from trainers.config import DataFacts, read_facts, trial_config
 from trainers.contract import Lane, LaneNeeded, Report, SpeedRequest, TrialFailed, TrialReport, TrialRequest
 from trainers.means import PeakMemory, settle
+from trainers.team import Team, follow, led
 from trainers.weights import copy_matching, read_weights
+
+__all__ = ["build_model", "follow", "train"]
 
 _VERSIONS = ("torch", "onedl-mmdetection", "onedl-mmcv", "onedl-mmengine", "mmdet", "mmcv", "mmengine", "pycocotools")
 
@@ -48,22 +53,24 @@ def train(request: TrialRequest, report: Report) -> None:
         StopTrial: ``report`` raised it.
     """
     settle(request.threads)
-    if request.warm is not None and request.number == 0:
-        seconds = _warm_up(request, report)
-        report = _later(report, seconds)
-    if patching.learning(request.knobs) is None:
-        _Trial(request, report).run()
-    else:
-        _learn_then_train(request, report)
+    with led(request) as team:
+        if request.warm is not None and request.number == 0:
+            seconds = _warm_up(request, report, team)
+            report = _later(report, seconds)
+        if patching.learning(request.knobs) is None:
+            _Trial(request, report, team).run()
+        else:
+            _learn_then_train(request, report, team)
 
 
-def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
+def build_model(config: Config, seed: int, device: str = "cpu", *, initialise: bool = True) -> Any:
     """Builds the detector of a trial's config and initialises its weights from the seed.
 
     Args:
         config: What ``trial_config`` gave.
         seed: Of the weights.
         device: ``cpu`` or ``cuda``.
+        initialise: Whether it gets its initial weights, pretrained ones included; else they come from elsewhere.
 
     Returns:
         The detector, in training mode.
@@ -81,12 +88,13 @@ def build_model(config: Config, seed: int, device: str = "cpu") -> Any:
     import_modules_from_strings(**config.get("custom_imports", {"imports": []}))
     seed_all(seed)
     model = MODELS.build(config["model"])
-    model.init_weights()
+    if initialise:
+        model.init_weights()
     # oneDNN trains such convolutions some 10 % faster in this layout; the numbers' meaning does not change.
     return channels_last(model) if device == "cpu" else model.to(device)
 
 
-def _warm_up(request: TrialRequest, report: Report) -> float:
+def _warm_up(request: TrialRequest, report: Report, team: Team | None) -> float:
     """Trains the study's shared warm start, from its newest checkpoint; gives the seconds that it took."""
     begin = time.monotonic()
 
@@ -99,7 +107,7 @@ def _warm_up(request: TrialRequest, report: Report) -> float:
         report(warm.report(request, done, time.monotonic() - begin))
         return time.monotonic() - begin
     try:
-        _Trial(warm.request(request), epochs_only, draw=False).run()
+        _Trial(warm.request(request), epochs_only, team, draw=False).run()
     except TrialFailed as error:
         raise TrialFailed(f"in the shared warm start (weights.from: baseline): {error}") from error
     return time.monotonic() - begin
@@ -110,7 +118,7 @@ def _later(report: Report, seconds: float) -> Report:
     return lambda message: report(replace(message, seconds=message.seconds + seconds))
 
 
-def _learn_then_train(request: TrialRequest, report: Report) -> None:
+def _learn_then_train(request: TrialRequest, report: Report, team: Team | None) -> None:
     """Runs a trial of two phases, from the newest state of either."""
     first = learning.first_phase(request)
     begin = time.monotonic()
@@ -125,7 +133,7 @@ def _learn_then_train(request: TrialRequest, report: Report) -> None:
             elif message.phase == "epoch":
                 report(replace(message, attrs={**message.attrs, **started}))
 
-        _Trial(first, epochs_only, draw=False).run()
+        _Trial(first, epochs_only, team, draw=False).run()
         learned = _settle(request)
         learning.write(request, learned)
     if request.speed is not None and "learning_latency_ratio" not in learned.metrics:
@@ -140,7 +148,7 @@ def _learn_then_train(request: TrialRequest, report: Report) -> None:
         epoch = message.epoch + first.epochs if message.phase in ("epoch", "swept", "done") else message.epoch
         report(replace(message, epoch=epoch, seconds=message.seconds + seconds))
 
-    _Trial(learning.second_phase(request, learned), later, learned_from=request).run()
+    _Trial(learning.second_phase(request, learned), later, team, learned_from=request).run()
 
 
 def _settle(request: TrialRequest) -> learning.Learned:
@@ -214,15 +222,23 @@ class _Trial:
     Args:
         request: What to train.
         report: Takes the messages.
+        team: The processes that it trains with, ``None`` for this one alone.
         learned_from: The whole trial's request where this is its second phase.
         draw: Whether pictures are drawn at the end; a learning phase's would be of a network that nobody gets.
     """
 
     def __init__(
-        self, request: TrialRequest, report: Report, learned_from: TrialRequest | None = None, draw: bool = True
+        self,
+        request: TrialRequest,
+        report: Report,
+        team: Team | None,
+        *,
+        learned_from: TrialRequest | None = None,
+        draw: bool = True,
     ) -> None:
         self._request = request
         self._send = report
+        self._team = team
         self._learned_from = learned_from
         self._pictures = draw
         self._begin = time.monotonic()
@@ -358,12 +374,10 @@ class _Trial:
         self._report("timed", 0, metrics, attrs)
 
     def _train(self, config: Config, model: Any, resume: Mapping[str, Any] | None, mark: str, facts: DataFacts) -> None:
-        from trainers.loop import EpochEnd, TrialRunner, hooks_of, seed_all
+        from trainers.loop import EpochEnd, hooks_of
 
         request = self._request
         peak = PeakMemory(request.device)
-        seed_all(request.seed)
-        runner = TrialRunner(config, model, resume)
         meta: Mapping[str, Any] = {"train_seconds": 0.0, "val_seconds": 0.0}
         if resume:
             meta = resume["meta"]
@@ -376,9 +390,19 @@ class _Trial:
             report=lambda epoch, metrics, attrs: self._report("epoch", epoch, metrics, attrs),
             peak_mb=peak.megabytes,
         )
+        with self._team.training(config, resume) if self._team else nullcontext():
+            self._run(config, model, resume, hooks_of(request.seed, end))
+        newest = checkpoint.checkpoints(self._folder)[0][1]
+        spent = {"train_seconds": end.train_seconds, "val_seconds": end.val_seconds}
+        self._finish(config, model, newest, spent, facts)
+
+    def _run(self, config: Config, model: Any, resume: Mapping[str, Any] | None, hooks: Sequence[Hook]) -> None:
+        from trainers.loop import TrialRunner, seed_all
+
+        seed_all(self._request.seed)
+        runner = TrialRunner(config, model, resume, together=self._team is not None)
         try:
-            for hook in hooks_of(request.seed, end):
-                runner.register_hook(hook)
+            runner.add_hooks(hooks)
             try:
                 runner.train()
             except (TrialFailed, HeadwayError):
@@ -388,9 +412,6 @@ class _Trial:
                 raise TrialFailed(f"training broke in {where}: {type(error).__name__}: {error}") from error
         finally:
             runner.close()
-        newest = checkpoint.checkpoints(self._folder)[0][1]
-        spent = {"train_seconds": end.train_seconds, "val_seconds": end.val_seconds}
-        self._finish(config, model, newest, spent, facts)
 
     def _sweep(self, path: Path, facts: DataFacts) -> None:
         """Measures each setting of the inference knobs on the trained weights."""

@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from trainers import checkpoint
+from trainers import checkpoint, parallel
 from trainers.contract import TrialFailed
 
 _runs = itertools.count()
@@ -38,20 +38,24 @@ class TrialRunner(Runner):  # type: ignore[misc]
         config: The trial's config.
         model: Its built detector, on its device.
         resume: Content of the checkpoint to continue from, ``None`` to start at epoch 0.
+        together: Whether all processes of the current process group share the training.
     """
 
-    def __init__(self, config: Config, model: nn.Module, resume: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, config: Config, model: nn.Module, resume: Mapping[str, Any] | None, *, together: bool = False
+    ) -> None:
+        parts = parallel.share(config) if together else config
         hooks = {**config["default_hooks"], "checkpoint": None}  # EpochEnd saves
         env = {**config["env_cfg"], "mp_cfg": {"opencv_num_threads": 0, "mp_start_method": _start_method()}}
-        self._checkpoint = resume
+        self._checkpoint, self._together = resume, together
         super().__init__(
             model=model,
             work_dir=config["work_dir"],
-            train_dataloader=config["train_dataloader"],
+            train_dataloader=parts["train_dataloader"],
             val_dataloader=config["val_dataloader"],
             train_cfg=config["train_cfg"],
             val_cfg=config["val_cfg"],
-            val_evaluator=config["val_evaluator"],
+            val_evaluator=parts["val_evaluator"],
             optim_wrapper=config["optim_wrapper"],
             param_scheduler=config["param_scheduler"] or None,
             default_hooks=hooks,
@@ -78,6 +82,18 @@ class TrialRunner(Runner):  # type: ignore[misc]
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         """Leaves the model on the device it is on; mmengine would take a GPU wherever there is one."""
+        return parallel.wrap(model) if self._together else model
+
+    def add_hooks(self, hooks: Sequence[Hook]) -> None:
+        """Registers a trial's hooks, with what several processes need around them."""
+        around = ([parallel.MeanLosses(), parallel.SameBuffers()], [parallel.GoOn()]) if self._together else ([], [])
+        for hook in (*around[0], *hooks, *around[1]):
+            self.register_hook(hook)
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The detector itself, without what averages its gradients."""
+        model: nn.Module = self.model.module if self._together else self.model
         return model
 
     def dump_config(self) -> None:
@@ -95,7 +111,7 @@ class TrialRunner(Runner):  # type: ignore[misc]
             return
         content, self._checkpoint = self._checkpoint, None
         self.call_hook("after_load_checkpoint", checkpoint=content)
-        self.model.load_state_dict(content["state_dict"])
+        self.bare_model.load_state_dict(content["state_dict"])
         self.optim_wrapper.load_state_dict(content["optimizer"])
         for scheduler, state in zip(self.param_schedulers or [], content["param_schedulers"]):
             scheduler.load_state_dict(state)
@@ -106,7 +122,7 @@ class TrialRunner(Runner):  # type: ignore[misc]
         """Gives everything that a continued training needs; loads with ``weights_only``."""
         content = {
             "meta": {"epoch": self.epoch, "iter": self.iter, "seed": self.seed, **meta},
-            "state_dict": {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()},
+            "state_dict": {name: tensor.detach().cpu() for name, tensor in self.bare_model.state_dict().items()},
             "optimizer": self.optim_wrapper.state_dict(),
             "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers or []],
         }

@@ -8,6 +8,7 @@
 - ``tuner``: runs a study's trials with Ray Tune, and asks the director about each report.
 - ``view``: what the cluster does at the moment.
 - ``trial``: what runs in a trial's process.
+- ``team``: the other processes of a trial that several train.
 """
 
 from __future__ import annotations

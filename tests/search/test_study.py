@@ -210,7 +210,7 @@ def test_an_unknown_key_of_an_objective_names_the_nearest_right_one():
         ("resources.cpus", 0, "resources.cpus: must be 'auto' or greater than 0, but got 0."),
         ("resources.gpus", -1, "resources.gpus: must be 'auto' or greater than or equal to 0, but got -1."),
         ("resources.concurrent", True, "resources.concurrent: must be 'auto' or a whole number, but got True."),
-        ("resources.workers", 2, "resources.workers: must be 1; data-parallel trials are not available yet, got 2."),
+        ("resources.workers", 0, "resources.workers: must be greater than 0, but got 0."),
         ("speed.device", "gpu", "speed.device: must be 'auto', 'cpu' or 'cuda', but got 'gpu'."),
         ("speed.size", [1, 1344], "speed.size.0: must be greater than or equal to 32, but got 1."),
         ("speed.pairs", 2, "speed.pairs: must be greater than or equal to 3, but got 2."),

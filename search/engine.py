@@ -30,7 +30,7 @@ from search.study_lock import held
 from spaces.base import facts
 from spaces.errors import CutShort, HeadwayError, UserError, choices
 from spaces.space import Space
-from trainers.config import load_base
+from trainers.config import batch_of, load_base
 from trainers.contract import DataRequest
 from trainers.data import DataReport, Split, check_data
 from trainers.digits import write_digits
@@ -64,6 +64,7 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
         if value not in words and not Path(value).is_file():
             raise UserError(f"{key}: must be {choices([*words, 'a checkpoint'])}, but there is no file {value}.")
     space = prepare_space(study)
+    _check_batch(study)
     if study.placeholders:
         raise UserError(f"data: {fill_in(study)}")
     if study.data.digits is not None:
@@ -111,6 +112,19 @@ def fill_in(study: Study) -> str:
     """Says which paths of a study file are still placeholders."""
     named = ", ".join(f"{key} ({path})" for key, path in study.placeholders.items())
     return f"must be filled in before a run: {named}."
+
+
+def _check_batch(study: Study) -> None:
+    """Refuses a batch that cannot be divided among the workers of a trial."""
+    workers = study.resources.workers
+    batch = study.training.batch or batch_of(load_base(study.base, trained=True))
+    if batch % workers:
+        below = batch // workers * workers
+        near = f"{below} or {below + workers}" if below else str(workers)
+        got = f"got {batch}" if study.training.batch else f"base {study.base} has {batch}"
+        raise UserError(
+            f"training.batch: must be divisible by resources.workers ({workers}), such as {near}, but {got}."
+        )
 
 
 def _check_sizes(study: Study, report: DataReport) -> None:

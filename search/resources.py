@@ -47,9 +47,7 @@ def divide(section: ResourcesSection, nodes: Sequence[tuple[int, int]]) -> Resou
     """
     with_gpus = [node for node in nodes if node[1]]
     gpu = (1 if with_gpus else 0) if section.gpus == "auto" else section.gpus
-    cpu = section.cpus
-    if cpu == "auto":
-        cpu = max(1, min(cpus // gpus for cpus, gpus in with_gpus) * gpu) if gpu and with_gpus else 1
+    cpu = (_equal_share(with_gpus) * gpu if gpu else 1) if section.cpus == "auto" else section.cpus
     for place, name, asked in ((1, "gpus", gpu), (0, "cpus", cpu)):
         there = max((node[place] for node in nodes), default=0)
         if asked > there:
@@ -64,3 +62,8 @@ def divide(section: ResourcesSection, nodes: Sequence[tuple[int, int]]) -> Resou
         )
     fit = room // section.workers
     return Resources(cpu, gpu, fit if section.concurrent == "auto" else min(fit, section.concurrent), section.workers)
+
+
+def _equal_share(with_gpus: Sequence[tuple[int, int]]) -> int:
+    """CPUs a GPU where they are fewest; 1 where there is no GPU."""
+    return max(1, min((cpus // gpus for cpus, gpus in with_gpus), default=1))

@@ -114,7 +114,7 @@ def trial_config(request: TrialRequest, facts: DataFacts | None = None) -> Confi
 
     facts = facts or read_facts(request.data)
     base = load_base(request.base, trained=True)
-    batch = request.batch or int((base.get("train_dataloader") or {}).get("batch_size", 2))
+    batch = request.batch or batch_of(base)
     model = plain(base["model"])
     set_classes(model, len(request.data.classes))
     backbone = resolve_backbone(model, request.backbone)
@@ -145,6 +145,11 @@ def trial_config(request: TrialRequest, facts: DataFacts | None = None) -> Confi
         "trial": request.number,
     }
     return Config(config)
+
+
+def batch_of(base: Config) -> int:
+    """The images of a training step of a base; 2 where it does not say."""
+    return int((base.get("train_dataloader") or {}).get("batch_size", 2))
 
 
 def set_classes(model: dict[str, Any], count: int) -> int:

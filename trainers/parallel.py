@@ -45,7 +45,10 @@ def wrap(model: nn.Module) -> nn.Module:
     A design may leave parts of its network out of a step (experts without an object, levels without a query), and
     which ones may differ between processes, so unused parameters are looked for.
     """
-    return MMDistributedDataParallel(module=model, forward_sync_buffers=False, find_unused_parameters=True)
+    wrapped: nn.Module = MMDistributedDataParallel(
+        module=model, forward_sync_buffers=False, find_unused_parameters=True
+    )
+    return wrapped
 
 
 @DATA_SAMPLERS.register_module(force=True)

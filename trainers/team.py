@@ -20,6 +20,7 @@ import psutil
 import torch
 from mmengine.config import Config
 from torch import distributed
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from spaces.errors import HeadwayError
 from trainers.contract import StopTrial, TeamRequest, TrialFailed, TrialInterrupted, TrialRequest
@@ -52,11 +53,13 @@ class Team:
             listener.bind((host, int(port)))
         except OSError as error:
             listener.close()
-            raise TrialInterrupted(f"{request.address}, where its workers are to meet, cannot be used: {error}") from error
+            raise TrialInterrupted(
+                f"{request.address}, where its workers are to meet, cannot be used: {error}"
+            ) from error
         listener.listen()
         _use_interface(host)
         # Bound here, since the store itself would listen on all of the machine's addresses.
-        self._store = distributed.TCPStore(
+        self._store = TCPStore(
             host,
             int(port),
             is_master=True,
@@ -144,7 +147,7 @@ def follow(request: TrialRequest) -> None:
     _use_interface(host)
     number = 0
     try:
-        store = distributed.TCPStore(host, int(port), is_master=False, timeout=_PATIENCE)
+        store = TCPStore(host, int(port), is_master=False, timeout=_PATIENCE)
         while store.get(f"training/{number}") == b"begin":
             _train(request, store, number)
             number += 1
@@ -153,7 +156,7 @@ def follow(request: TrialRequest) -> None:
         raise TrialInterrupted(f"rank 0 is gone: {str(error).splitlines()[0][:200]}") from error
 
 
-def _train(request: TrialRequest, store: distributed.Store, number: int) -> None:
+def _train(request: TrialRequest, store: Store, number: int) -> None:
     """Trains beside rank 0, to the end of the training or its break-off."""
     from trainers.detector import build_model
     from trainers.loop import Reproducible, TrialRunner, seed_all
@@ -186,11 +189,11 @@ def _train(request: TrialRequest, store: distributed.Store, number: int) -> None
 
 
 @contextmanager
-def _group(store: distributed.Store, number: int, rank: int, size: int, device: str) -> Iterator[None]:
+def _group(store: Store, number: int, rank: int, size: int, device: str) -> Iterator[None]:
     """Joins the process group of a training."""
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        store=distributed.PrefixStore(f"group/{number}", store),
+        store=PrefixStore(f"group/{number}", store),
         rank=rank,
         world_size=size,
         timeout=_PATIENCE,

@@ -45,7 +45,7 @@ def gathered(request: TrialRequest, trainer: str) -> Iterator[TrialRequest]:
         request: The trial's.
         trainer: ``module:function``; the others run the module's ``follow``. A trainer without one works alone.
     """
-    group = ray.util.get_current_placement_group()  # type: ignore[no-untyped-call]
+    group = ray.util.get_current_placement_group()
     follow = getattr(importlib.import_module(trainer.partition(":")[0]), "follow", None)
     if group is None or group.bundle_count < 2 or follow is None:
         yield request
@@ -97,7 +97,7 @@ def _start(group: PlacementGroup, rank: int) -> Any:
 def _address(group: PlacementGroup) -> str:
     """Where the team meets: this machine's own address where all of it is here, and a port that is free now."""
     nodes = set(placement_group_table(group)["bundles_to_node_id"].values())
-    host = "127.0.0.1" if len(nodes) == 1 else ray.util.get_node_ip_address()
+    host = "127.0.0.1" if len(nodes) == 1 else ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return f"{host}:{probe.getsockname()[1]}"

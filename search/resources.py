@@ -53,7 +53,7 @@ def divide(section: ResourcesSection, nodes: Sequence[tuple[int, int]]) -> Resou
         if asked > there:
             who, where = ("a trial", "here") if section.workers == 1 else ("a worker", "on one node here")
             raise UserError(f"resources.{name}: must be at most {there} {where}, but {who} asks for {asked}.")
-    room = sum(min(cpus // cpu, gpus // gpu if gpu else cpus) for cpus, gpus in nodes)
+    room = sum(max(0, min(cpus // cpu, gpus // gpu if gpu else cpus)) for cpus, gpus in nodes)
     if room < section.workers:
         each = f"{cpu} CPUs" + (f" and {gpu} GPUs" if gpu else "")
         raise UserError(

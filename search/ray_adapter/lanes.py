@@ -105,7 +105,7 @@ def plan(nodes: Sequence[Node], resources: ResourcesSection, device: str) -> Pla
     Raises:
         UserError: A trial asks for more than there is, or latency for a GPU that the speed node has not.
     """
-    whole = divide(resources, sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+    whole = divide(resources, [(node.cpus, node.gpus) for node in nodes])
     speed_nodes = sorted((node for node in nodes if node.speed), key=lambda node: node.id)
     beside = f"latency: measured beside {whole.concurrent - 1} other trainings at most, as interleaved ratios"
     if whole.concurrent == 1:
@@ -120,11 +120,11 @@ def plan(nodes: Sequence[Node], resources: ResourcesSection, device: str) -> Pla
     rest = replace(node, cpus=node.cpus - whole.cpus, gpus=node.gpus - 1) if device == "cuda" and whole.gpus else None
     left = [*others, rest] if rest else others
     try:
-        share = divide(resources, sum(other.cpus for other in left), sum(other.gpus for other in left))
+        share = divide(resources, [(other.cpus, other.gpus) for other in left])
     except UserError:
         share = None
-    away = sum(_fit(other, share) for other in others) if share else 0
-    near = _fit(rest, share) if share and rest else 0
+    away = sum(_fit(other, share) for other in others) // share.workers if share else 0
+    near = _fit(rest, share) // share.workers if share and rest else 0
     if share is None or share.device != whole.device or not away + near:
         return Plan(whole, device, None, f"{beside}: no node but the speed node {node.name} can hold a trial")
     share = replace(share, concurrent=min(share.concurrent, away + near))
@@ -149,7 +149,7 @@ def renewed(lane: SpeedLane, nodes: Sequence[Node]) -> SpeedLane | None:
 
 
 def _fit(node: Node, share: Resources) -> int:
-    """Trials that fit on a node."""
+    """Workers of trials that fit on a node."""
     by_gpu = [node.gpus // share.gpus] if share.gpus else []
     return max(0, min([node.cpus // share.cpus, *by_gpu]))
 
@@ -162,9 +162,10 @@ def _named(device: str, node: Node) -> str:
 
 def placement(share: Resources, lane: SpeedLane | None, place: Place) -> dict[str, Any]:
     """What a start of a trial takes, as plain data: ``bundles`` and their ``selectors``."""
+    workers = [{"CPU": share.cpus, "GPU": share.gpus}] * share.workers
     if lane is None:
-        return {"bundles": [{"CPU": share.cpus, "GPU": share.gpus}], "selectors": None}
+        return {"bundles": workers, "selectors": None}
     if place == "speed":
         took, selector = lane.bundle()
         return {"bundles": [took], "selectors": [selector] if selector else None}
-    return {"bundles": [{"CPU": share.cpus, "GPU": share.gpus}], "selectors": [lane.selector(place)]}
+    return {"bundles": workers, "selectors": [lane.selector(place)] * share.workers}

@@ -19,22 +19,14 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray import tune
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from search.resources import Resources
 from trainers.contract import TeamRequest, TrialRequest
 
 # Between the death of a worker and the end of the trial's process, if its trainer has not noticed.
 _GRACE_SECONDS = 20.0
-
-
-def bundles(share: Resources) -> tune.PlacementGroupFactory:
-    """Asks for the resources of one trial: one bundle a worker, on as few nodes as have room."""
-    one = {"CPU": float(share.cpus), "GPU": float(share.gpus)}
-    return tune.PlacementGroupFactory([one] * share.workers, strategy="PACK")
 
 
 @contextmanager

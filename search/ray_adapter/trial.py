@@ -16,6 +16,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
+from search.ray_adapter import team
 from search.ray_adapter.lanes import SpeedLane
 from search.resources import Resources
 from spaces.errors import HeadwayError
@@ -40,7 +41,8 @@ def run_trial(config: dict[str, Any]) -> None:
 
     try:
         module, _, function = config["trainer"].partition(":")
-        getattr(importlib.import_module(module), function)(request, report)
+        with team.gathered(request, config["trainer"]) as request:
+            getattr(importlib.import_module(module), function)(request, report)
     except TrialFailed as error:
         _report_failure(str(error))
     except TrialInterrupted:

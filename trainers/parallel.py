@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler, Sampler
 
 from trainers.contract import StopTrial
@@ -130,9 +131,11 @@ class SameBuffers(Hook):  # type: ignore[misc]
 
 
 def _average(model: nn.Module) -> None:
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer, op="mean")
+    """Those that are frozen are equal everywhere, and a mean of three equal numbers may round."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
+            dist.all_reduce(module.running_mean, op="mean")
+            dist.all_reduce(module.running_var, op="mean")
 
 
 class GoOn(Hook):  # type: ignore[misc]

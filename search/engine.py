@@ -213,7 +213,7 @@ def run(
             places=places,
         )
         live.sources = {
-            "nodes": Seen(ray_adapter.view).rows,
+            "nodes": Seen(ray_adapter.view, lambda event, name: log.write(event, node=name)).rows,
             "trials": under_way.rows,
             "lanes": lambda: (ray_adapter.snapshot() or {}).get("lanes"),
             "mlflow": lambda: asdict(tracker.state),

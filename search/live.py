@@ -126,16 +126,25 @@ class Seen:
     """The nodes that were alive at some time while this looked at them: a cluster may remember many dead ones.
 
     Args:
-        view: Gives all nodes, with ``id`` and ``alive``.
+        view: Gives all nodes, with ``id``, ``name`` and ``alive``.
+        told: Takes the name of each node that ``node_joined`` or ``node_lost``, those of the first look included.
     """
 
-    def __init__(self, view: Callable[[], Sequence[Any]]) -> None:
-        self._view, self._known = view, set[str]()
+    def __init__(
+        self, view: Callable[[], Sequence[Any]], told: Callable[[str, str], None] = lambda event, name: None
+    ) -> None:
+        self._view, self._told = view, told
+        self._known: set[str] = set()
+        self._alive: dict[str, str] = {}
 
     def rows(self) -> list[dict[str, Any]]:
         """The nodes as plain data."""
         nodes = self._view()
-        self._known |= {node.id for node in nodes if node.alive}
+        before, self._alive = self._alive, {node.id: node.name for node in nodes if node.alive}
+        for event, one, other in (("node_lost", before, self._alive), ("node_joined", self._alive, before)):
+            for identity in one.keys() - other.keys():
+                self._told(event, one[identity])
+        self._known |= self._alive.keys()
         return [asdict(node) for node in nodes if node.id in self._known]
 
 

@@ -121,10 +121,16 @@ def test_nodes_that_were_dead_before_are_not_shown() -> None:
         id: str
         alive: bool
 
+        @property
+        def name(self) -> str:
+            return f"box/{self.id}"
+
     views = iter([[Node("a", True), Node("b", False)], [Node("a", False), Node("b", False), Node("c", True)]])
-    seen = Seen(lambda: next(views))
+    told: list[tuple[str, str]] = []
+    seen = Seen(lambda: next(views), lambda *what: told.append(what))
     assert seen.rows() == [{"id": "a", "alive": True}]
     assert seen.rows() == [{"id": "a", "alive": False}, {"id": "c", "alive": True}]
+    assert told == [("node_joined", "box/a"), ("node_lost", "box/a"), ("node_joined", "box/c")]
 
 
 def test_the_end_is_the_estimate_or_that_of_the_hours() -> None:

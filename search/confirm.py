@@ -23,7 +23,7 @@ from search.delivery import open_courier, run_status
 from search.events import EVENTS, EventLog
 from search.folder import claimed
 from search.resources import Resources
-from search.store import Store, plainly
+from search.store import Store, await_database, plainly
 from search.study import Study
 from search.study_lock import held
 from spaces import patching
@@ -83,8 +83,9 @@ def run(
     data, _, space = prepare(study)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
-        guard = stack.enter_context(held(study.storage, study.name))
         log = stack.enter_context(closing(EventLog(folder / EVENTS)))
+        await_database(study, folder, log, _say)
+        guard = stack.enter_context(held(study.storage, study.name))
         store = Store.create(folder, study, journal=log, guard=guard, say=_say)
         store.settle()
         records = store.records()

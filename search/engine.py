@@ -24,7 +24,7 @@ from search.places import Places
 from search.progress import Progress
 from search.proposals import EarlierPoint, check_sampler, earlier_points
 from search.resources import Resources
-from search.store import Store, plainly
+from search.store import Store, await_database, plainly
 from search.study import Study
 from search.study_lock import held
 from spaces.base import facts
@@ -168,11 +168,12 @@ def run(
     data, report, space = prepare(study)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
+        log = stack.enter_context(closing(EventLog(folder / EVENTS)))
+        await_database(study, folder, log, _say)
         guard = stack.enter_context(held(study.storage, study.name))
         if study.tracking.uri and not is_database(study.tracking.uri) and not (folder / STUDY_FILE).exists():
             reach(study.tracking.uri)  # before anything is written; a study that was begun there goes on without it
         told = _earlier(study, space, root)
-        log = stack.enter_context(closing(EventLog(folder / EVENTS)))
         store = Store.create(folder, study, extend=extend, journal=log, guard=guard, say=_say)
         store.settle()
         if store.earlier is None:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from search.patience import PatientStorage, cause
 from spaces.errors import HeadwayError, UserError
@@ -46,6 +48,11 @@ def safe_url(url: str) -> str:
     if "://" not in url:
         return "the given URL"
     return re.sub(r"://.*@", "://***@", url).partition("?")[0]
+
+
+def server(url: str) -> bool:
+    """Whether it is a database server, and not a file."""
+    return url.partition("://")[0].partition("+")[0] in _DRIVERS
 
 
 def with_driver(url: str) -> str:
@@ -97,6 +104,19 @@ def open_storage(url: str) -> PatientStorage:
         there = with_driver(url)
         with _one_at_a_time(url):
             return PatientStorage(there, engine_kwargs=options(there))
+
+
+def probe(url: str) -> None:
+    """Connects to a database and leaves it.
+
+    Raises:
+        UserError: Its driver is not installed.
+        SQLAlchemyError: It cannot be reached.
+    """
+    there = with_driver(url)
+    engine = create_engine(there, poolclass=NullPool, **{**options(there), "pool_pre_ping": False})
+    with engine.connect():
+        pass
 
 
 @contextmanager

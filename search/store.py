@@ -24,11 +24,12 @@ from pydantic import ValidationError
 from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
 from search.attributes import changes, plain, record_of
 from search.events import EventLog
+from search.folder import STUDY_FILE
 from search.patience import Patience, PatientStorage, patience_seconds
 from search.proposals import EarlierPoint, Known, Proposal, Proposals
 from search.sampler import Asked
-from search.storage import default_url, explained, open_storage, safe_url
-from search.study import Study
+from search.storage import default_url, explained, open_storage, probe, safe_url, server
+from search.study import Study, load
 from spaces.errors import HeadwayError, UserError, choices
 from spaces.space import Space, design_hash
 
@@ -384,6 +385,18 @@ def _patience(url: str, journal: EventLog | None, guard: Callable[[], None], say
             journal.write("store_back", seconds=round(after, 3))
 
     return Patience(seconds, name, waiting=waiting, back=back, guard=guard)
+
+
+def await_database(study: Study, folder: Path, journal: EventLog, say: Callable[[str], None]) -> None:
+    """Waits for the server of a study that was begun on it: a driver may start again while both are away.
+
+    Raises:
+        CutShort: It stayed away.
+    """
+    url, file = study.storage, folder / STUDY_FILE
+    if url is None or not server(url) or not file.is_file() or load(file).storage != url:
+        return
+    _patience(url, journal, lambda: None, say).through(lambda: probe(url), writes=False)
 
 
 @contextmanager

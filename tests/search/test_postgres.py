@@ -13,13 +13,14 @@ from sqlalchemy import create_engine, text
 from analysis.record import TrialState
 from search.conductor import Conductor
 from search.events import EVENTS, EventLog, read_events, reconstruct
+from search.folder import write_study
 from search.simulate import Clock, simulate
 from search.storage import with_driver
-from search.store import Store
+from search.store import Store, await_database
 from search.study import parse
 from search.study_lock import held
 from spaces.base import BaseFacts
-from spaces.errors import HeadwayError, UserError
+from spaces.errors import CutShort, HeadwayError, UserError
 from spaces.space import build_space, design_hash
 from trainers.contract import DataRequest, TrialReport
 from trainers.replay import Step
@@ -230,6 +231,27 @@ def test_a_server_that_stays_away_ends_the_run_and_loses_nothing(postgres, tmp_p
     assert all(record.state.finished for record in store.records())
     assert reconstruct(tmp_path / EVENTS) == store.records()
     assert [record.knobs for record in store.records()[:3]] == [record.knobs for record in undisturbed[:3]]
+
+
+def test_a_study_that_was_begun_waits_for_its_server_and_a_new_one_does_not(postgres, tmp_path, monkeypatch):
+    study, told, log = make_study(postgres.database()), [], EventLog(tmp_path / EVENTS)
+    await_database(study, tmp_path, log, told.append)
+    postgres.kill()
+    starter = threading.Timer(1.0, postgres.start)
+    try:
+        await_database(study, tmp_path, log, told.append)  # the first start goes on, and is refused
+        assert told == []
+        write_study(tmp_path, study)
+        monkeypatch.setenv("HEADWAY_STORAGE_PATIENCE", "0.3")
+        with pytest.raises(CutShort, match=r"could not be used for 0\.3 s"):
+            await_database(study, tmp_path, log, told.append)
+        monkeypatch.delenv("HEADWAY_STORAGE_PATIENCE")
+    finally:
+        starter.start()
+    await_database(study, tmp_path, log, told.append)
+    starter.join()
+    assert "waiting up to 600 s" in told[-2] and "is there again" in told[-1]
+    assert "hush" not in "".join(told)
 
 
 HOLD = """

@@ -25,7 +25,7 @@ DATA = DataRequest(
     train_annotations="", train_images="", val_annotations="", val_images="", classes=("a",), size=(96, 96)
 )
 READ = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 from search.folder import find_study
 from search.store import Store
@@ -35,10 +35,11 @@ while not (folder / "over").exists():
     records = Store.read(folder, study).records()
     assert [record.number for record in records] == list(range(len(records)))
     looks.append([len(records), sum(record.state.finished for record in records)])
+    time.sleep(1)
 print(json.dumps(looks))
 """
 STATUS = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, time
 from pathlib import Path
 from search.cli import main
 looks = []
@@ -48,6 +49,7 @@ while not Path(sys.argv[2], sys.argv[1], "over").exists():
         assert main(["status", sys.argv[1], "--studies", sys.argv[2], "--json"]) in (0, None)
     states = json.loads(told.getvalue())["states"]
     looks.append([sum(states.values()), sum(states.values()) - states["RUNNING"] - states["PROPOSED"]])
+    time.sleep(1)
 print(json.dumps(looks))
 """
 

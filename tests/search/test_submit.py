@@ -194,6 +194,38 @@ def test_a_node_writes_the_embedded_data_itself(tmp_path):
     assert lack.startswith("cannot write the embedded data set: digits cache: the folder must be writable")
 
 
+TWO_NODES = """
+import sys
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from search.ray_adapter import connect
+from search.ray_adapter.preflight import Needs, check_nodes
+from spaces.errors import UserError
+
+folder = Path(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
+cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+connect(cluster.address)
+print(check_nodes(Needs(folder)))
+try:
+    check_nodes(Needs(folder, {"weights.from": "/none.pth"}))
+except UserError as error:
+    print(error)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_every_node_is_asked(tmp_path):
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", TWO_NODES, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    count, *told = done.stdout.splitlines()
+    assert count == "2"
+    assert [line.partition(": ")[2] for line in told[1:]] == ["does not see weights.from: /none.pth"] * 2
+    assert list(tmp_path.iterdir()) == []  # the markers are gone
+
+
 def free_ports(count):
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -171,6 +171,17 @@ class Conductor:
             del self._running[number]
             self._left.insert(0, number)
 
+    def interrupted(self, number: int, reason: str) -> None:
+        """Takes the news that a trial lost its process; the record tells how often, and why the last time."""
+        record = self.store.record(number)
+        if record.state.finished:
+            self._running.pop(number, None)
+            return
+        attrs = {"interruptions": record.attrs.get("interruptions", 0) + 1, "interrupted": reason}
+        self.store.update(number, {}, attrs, record.compute_hours * 3600)
+        self._tell(self.store.record(number))
+        self.postponed(number)
+
     def halt(self, reason: str) -> None:
         """Starts nothing further."""
         self.halted = self.halted or reason
@@ -241,6 +252,7 @@ class Conductor:
             count_size=study.speed_size,
             sweep=sweep,
             warm=self._warm_request(),
+            heartbeat=study.heartbeat_seconds,
         )
 
     def _warm_request(self) -> WarmRequest | None:

@@ -271,6 +271,7 @@ def _request(study: Study, folder: Path, data: DataRequest, share: Resources, tr
         seed=training.seed,
         device=share.device,
         threads=share.cpus,
+        heartbeat=study.heartbeat_seconds,
         count_size=study.speed_size,
         sweep=SweepRequest(settings=settings, speed=None) if settings else None,
         warm=WarmRequest(

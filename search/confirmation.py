@@ -141,6 +141,12 @@ class Confirmation:
             training, _ = self._running.pop(number)
             self._waiting.insert(0, training)
 
+    def interrupted(self, number: int, reason: str) -> None:
+        """Takes the news that a training lost its process, which continues it."""
+        if number in self._running:
+            self._line(self._running[number][0], f"interrupted: {reason}")
+            self.postponed(number)
+
     def halt(self, reason: str) -> None:
         """Starts nothing further."""
         self.halted = self.halted or reason

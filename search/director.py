@@ -40,5 +40,8 @@ class Director(Protocol):
             seconds: Wall time of the start that it left, 0 for one that never began.
         """
 
+    def interrupted(self, number: int, reason: str) -> None:
+        """Takes the news that a trial lost its process, for the reason given; postpones it."""
+
     def halt(self, reason: str) -> None:
         """Starts nothing further: no trial can go on here. What runs may end, what was postponed stays as it is."""

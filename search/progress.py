@@ -38,6 +38,9 @@ class Progress:
             self.eta.resumed(record.number, epochs / self._study.budget.epochs)
             begun = epochs or record.attrs.get("warm_epoch")
             self.say(f"trial {record.number:>3}  {'continues' if begun else 'starts'}: {describe(record)}")
+        elif record.attrs.get("interruptions") != before.attrs.get("interruptions"):
+            at = f"epoch {epochs}" if epochs else "its start"
+            self.say(f"trial {record.number:>3}  interrupted: {record.attrs['interrupted']}; continues from {at}")
         elif record.attrs.get("warm_epoch") and record.attrs.get("warm_epoch") != before.attrs.get("warm_epoch"):
             self.eta.aside()
             at = f"{record.attrs['warm_epoch']}/{self._study.warm_epochs}"

@@ -185,12 +185,14 @@ class ResourcesSection(_Section):
     """What one trial gets, and how many run side by side; ``auto`` fits this machine or cluster.
 
     ``workers`` processes train one trial data-parallel, each with these ``gpus`` and ``cpus``.
+    A trial without a step for ``heartbeat`` minutes is killed and continues from its checkpoint; ``null`` lets it hang.
     """
 
     gpus: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     cpus: Literal["auto"] | Positive = "auto"
     workers: Positive = 1
     concurrent: Literal["auto"] | Positive = "auto"
+    heartbeat: Annotated[float, Field(gt=0, strict=True)] | None = 30.0
 
 
 class SpeedSection(_Section):
@@ -320,6 +322,12 @@ class Study(_Section):
     def warm_epochs(self) -> int | None:
         """Epochs of the shared warm start, ``None`` without one."""
         return (self.weights.epochs or self.budget.epochs) if self.weights.from_ == "baseline" else None
+
+    @property
+    def heartbeat_seconds(self) -> float | None:
+        """Most silence of a trial."""
+        minutes = self.resources.heartbeat
+        return None if minutes is None else 60 * minutes
 
     @property
     def speed_size(self) -> tuple[int, int]:

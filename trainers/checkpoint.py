@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainers import files
 from trainers.contract import TrialRequest
 
 _NAME = re.compile(r"epoch_(\d+)\.pth")
@@ -46,14 +47,15 @@ def publish(folder: Path, epoch: int, checkpoint: Mapping[str, Any]) -> Path:
 
     Returns:
         Path of ``epoch_N.pth``, which is on disk when this returns.
+
+    Raises:
+        Exception: It could not be written, the disk being full for instance; those that were there are there.
     """
     path = folder / f"epoch_{epoch}.pth"
-    temporary = folder / f".epoch_{epoch}.pth.tmp"
-    with open(temporary, "wb") as file:
+    with files.whole(path) as temporary, open(temporary, "wb") as file:
         torch.save(dict(checkpoint), file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
     _sync(folder)
     for _, old in checkpoints(folder)[KEEP:]:
         old.unlink(missing_ok=True)
@@ -90,13 +92,6 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Lists the epochs and files of a folder's checkpoints, newest first."""
     found = [(int(match[1]), path) for path in folder.glob("epoch_*.pth") if (match := _NAME.fullmatch(path.name))]
     return sorted(found, reverse=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _sync(folder: Path) -> None:

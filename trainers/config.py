@@ -274,7 +274,7 @@ def _data(request: TrialRequest, base: Config, facts: DataFacts, batch: int) -> 
 
     val_loader = {
         # Images of one size need no padding, and only then does a batch give each the result it gets alone.
-        "batch_size": min(batch, 8) if facts.val_one_size else 1,
+        "batch_size": request.val_batch or (min(batch, 8) if facts.val_one_size else 1),
         **workers,
         "drop_last": False,
         "sampler": {"type": "DefaultSampler", "shuffle": False},

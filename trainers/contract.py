@@ -169,6 +169,8 @@ class TrialRequest:
         lane: Where this start runs: ``any`` does everything. Where a study has a speed node, what is measured is
             measured in the ``speed`` lane alone and what is trained in the ``train`` lane alone.
         team: The processes that train it, ``None`` for one.
+        heartbeat: Seconds that a start may be without a step before it is killed, ``None`` for any.
+        val_batch: Images a validation batch, ``None`` for the usual ones; the trainer lowers it when memory was short.
     """
 
     number: int
@@ -191,6 +193,8 @@ class TrialRequest:
     warm: WarmRequest | None = None
     lane: Lane = "any"
     team: TeamRequest | None = None
+    heartbeat: float | None = None
+    val_batch: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Gives the request as plain JSON types."""

@@ -16,9 +16,18 @@ from mmengine.hooks import Hook
 
 from spaces import patching
 from spaces.errors import HeadwayError
-from trainers import checkpoint, learning, pictures, rotated, warm
+from trainers import checkpoint, faults, files, learning, pictures, rotated, warm
 from trainers.config import DataFacts, read_facts, trial_config
-from trainers.contract import Lane, LaneNeeded, Report, SpeedRequest, TrialFailed, TrialReport, TrialRequest
+from trainers.contract import (
+    Lane,
+    LaneNeeded,
+    Report,
+    SpeedRequest,
+    TrialFailed,
+    TrialInterrupted,
+    TrialReport,
+    TrialRequest,
+)
 from trainers.means import PeakMemory, settle
 from trainers.team import Team, follow, led
 from trainers.weights import copy_matching, read_weights
@@ -47,13 +56,18 @@ def train(request: TrialRequest, report: Report) -> None:
 
     Raises:
         TrialFailed: The loss is no number any more, or the design cannot be built or run.
+        TrialInterrupted: What is around the trial failed it; see ``trainers.faults``.
+        MachineUnfit: The disk is full.
         UserError: The base, the data or the weights cannot be used.
         LaneNeeded: What is due next belongs in another lane.
         MachineUnfit: A foreign process uses the device that latency is measured on.
         StopTrial: ``report`` raised it.
     """
     settle(request.threads)
-    with led(request) as team:
+    request = replace(request, val_batch=request.val_batch or faults.val_batch(Path(request.folder)))
+    if request.val_batch is not None:
+        report = _noting(report, request.val_batch)
+    with faults.told(request), led(request) as team:
         if request.warm is not None and request.number == 0:
             seconds = _warm_up(request, report, team)
             report = _later(report, seconds)
@@ -92,6 +106,11 @@ def build_model(config: Config, seed: int, device: str = "cpu", *, initialise: b
         model.init_weights()
     # oneDNN trains such convolutions some 10 % faster in this layout; the numbers' meaning does not change.
     return channels_last(model) if device == "cpu" else model.to(device)
+
+
+def _noting(report: Report, val_batch: int) -> Report:
+    """Adds to each report what a trial was validated with that had too little memory."""
+    return lambda message: report(replace(message, attrs={**message.attrs, "val_batch": val_batch}))
 
 
 def _warm_up(request: TrialRequest, report: Report, team: Team | None) -> float:
@@ -259,7 +278,7 @@ class _Trial:
             _in_lane(request, "train")
         facts = read_facts(request.data)
         config = trial_config(request, facts)
-        checkpoint.write_text(self._folder / "config.py", config.pretty_text)
+        files.write_text(self._folder / "config.py", config.pretty_text)
 
         model = None
         if found is None or request.speed is not None:
@@ -296,7 +315,7 @@ class _Trial:
         except HeadwayError:
             raise
         except Exception as error:
-            raise TrialFailed(f"the detector cannot be built: {type(error).__name__}: {error}") from error
+            raise TrialFailed(f"the detector cannot be built: {faults.brief(error)}") from error
         patching.check_built(model, self._request.knobs)
         return model
 
@@ -405,11 +424,11 @@ class _Trial:
             runner.add_hooks(hooks)
             try:
                 runner.train()
-            except (TrialFailed, HeadwayError):
+            except (TrialFailed, TrialInterrupted, HeadwayError):
                 raise
             except Exception as error:
                 where = f"epoch {runner.epoch + 1}"
-                raise TrialFailed(f"training broke in {where}: {type(error).__name__}: {error}") from error
+                raise TrialFailed(f"training broke in {where}: {faults.brief(error)}") from error
         finally:
             runner.close()
 
@@ -433,7 +452,7 @@ class _Trial:
             elif request.lane == "train" and asked.speed is not None:
                 continue
             config = trial_config(replace(request, knobs=knobs), facts)
-            checkpoint.write_text(self._folder / f"config.{index}.py", config.pretty_text)
+            files.write_text(self._folder / f"config.{index}.py", config.pretty_text)
             model = build_model(config, request.seed, request.device)
             patching.check_built(model, knobs)
             model.load_state_dict(weights)

@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config
 
 from spaces import patching
-from trainers import checkpoint
+from trainers import checkpoint, files, heartbeat
 from trainers.contract import TrialFailed, TrialRequest
 
 FOLDER = "learning"
@@ -92,7 +92,7 @@ def write(request: TrialRequest, learned: Learned) -> None:
     """Keeps what was learned."""
     value = {"fingerprint": checkpoint.fingerprint(request), **vars(learned)}
     path = Path(request.folder) / FOLDER / "learned.json"
-    checkpoint.write_text(path, json.dumps(value, indent=1))
+    files.write_text(path, json.dumps(value, indent=1))
 
 
 def weights(request: TrialRequest) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -135,6 +135,7 @@ def observe(request: TrialRequest, config: Config, model: Any) -> tuple[dict[str
     with torch.no_grad(), observer:
         for place in range(len(rows), len(order)):
             seed_all(request.seed, 1 + place)
+            heartbeat.beat()
             model.test_step(pseudo_collate([dataset[order[place]]]))
             if (place + 1) % _ROWS_A_WRITE == 0 or place + 1 == len(order):
                 rows += observer.rows()
@@ -168,4 +169,4 @@ def _read_rows(path: Path, mark: str) -> list[Any]:
 
 
 def _write_rows(path: Path, mark: str, rows: list[Any]) -> None:
-    checkpoint.write_text(path, "\n".join(json.dumps(row) for row in [mark, *rows]) + "\n")
+    files.write_text(path, "\n".join(json.dumps(row) for row in [mark, *rows]) + "\n")

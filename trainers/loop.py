@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
@@ -22,7 +23,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from trainers import checkpoint, parallel
+from trainers import checkpoint, faults, heartbeat, parallel
 from trainers.contract import TrialFailed
 
 _runs = itertools.count()
@@ -154,8 +155,10 @@ class Reproducible(Hook):  # type: ignore[misc]
         self._seed = seed
 
     def before_train(self, runner: Runner) -> None:
-        """Puts the seeding of each image at the front of the training pipeline."""
+        """Puts the seeding of each image at the front of the training pipeline, and has both pipelines name images."""
         runner.train_dataloader.dataset.pipeline.transforms.insert(0, _SeedImage(self._seed, self._epoch))
+        for loader in (runner.train_dataloader, runner.val_dataloader):
+            loader.dataset.pipeline = _NamingPipeline(loader.dataset.pipeline)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seeds all generators."""
@@ -174,6 +177,21 @@ class _SeedImage:
         random.seed(value)
         np.random.seed(value)
         return results
+
+
+class _NamingPipeline(Compose):  # type: ignore[misc]
+    """A pipeline whose exceptions name the image."""
+
+    def __init__(self, pipeline: Compose) -> None:
+        self.transforms = pipeline.transforms
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        path = data.get("img_path")
+        try:
+            made: dict[str, Any] | None = super().__call__(data)
+        except Exception as error:
+            raise faults.of_image(str(path), error) from error
+        return made
 
 
 class EpochEnd(Hook):  # type: ignore[misc]
@@ -221,6 +239,7 @@ class EpochEnd(Hook):  # type: ignore[misc]
         Raises:
             TrialFailed: One of them is not finite.
         """
+        heartbeat.beat()
         for name, value in (outputs or {}).items():
             number = value.item() if isinstance(value, torch.Tensor) else float(value)
             if not math.isfinite(number):
@@ -231,9 +250,26 @@ class EpochEnd(Hook):  # type: ignore[misc]
             self._sums[name] = self._sums.get(name, 0.0) + number
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Stops the clock of the training."""
+        """Stops the clock of the training.
+
+        Raises:
+            TrialFailed: A weight or a statistic is not finite: the detector would find nothing, and say so with an AP
+                of 0.
+        """
         self._epoch_seconds = time.monotonic() - self._begin
         self.train_seconds += self._epoch_seconds
+        for name, tensor in runner.model.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise TrialFailed(
+                    f"{name} is not finite after epoch {runner.epoch + 1}: the training diverged; a lower learning rate "
+                    "may help."
+                )
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Tells that the trial lives."""
+        heartbeat.beat()
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Starts the clock of the validation."""

@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from trainers import faults
+
 FOLDER = "pictures"
 SCORE, FEW, OBJECTS = 0.3, 5, 12
 _SIDES = (640, 800)  # px of the longer side: pictures of many trials are kept
@@ -23,10 +25,15 @@ def note(config: Mapping[str, Any], model: Any, folder: Path, images: int = 4) -
     Returns:
         Attributes for the trial's record: ``pictures``, file names in ``FOLDER``; or ``pictures_note``, why there are
         none.
+
+    Raises:
+        OSError: The disk is full.
     """
     try:
         return {"pictures": draw(config, model, folder, images)}
     except Exception as error:  # whatever a base's own code does with a single image
+        if faults.full_disk(error) is not None:
+            raise
         return {"pictures_note": f"no pictures: {type(error).__name__}: {error}"[:500]}
 
 

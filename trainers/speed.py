@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainers import heartbeat
 from trainers.foreign import Watch
 from trainers.memory import channels_last
 
@@ -146,6 +147,7 @@ def measure_on_images(
         while rounds * len(passes) < pairs or rounds < 2 or rounds % 2 or _more(begin, seconds, rounds * len(passes)):
             for index, (first, second) in enumerate(passes):
                 # AB in one round and BA in the next.
+                heartbeat.beat()
                 turns = (first, second) if rounds % 2 == 0 else (second, first)
                 taken = [clock(one) for one in turns]
                 times[index].append((taken[0], taken[1]) if rounds % 2 == 0 else (taken[1], taken[0]))
@@ -179,6 +181,7 @@ def paired(candidate: Pass, baseline: Pass, *, pairs: int, seconds: float, clock
     times: list[tuple[float, float]] = []
     begin = time.monotonic()
     while len(times) < pairs or (time.monotonic() - begin < seconds and len(times) < MOST_PAIRS):
+        heartbeat.beat()
         first, second = clock(candidate), clock(baseline)
         times.append((first, second))
         second, first = clock(baseline), clock(candidate)
@@ -252,7 +255,8 @@ def exclusive(path: str | None) -> Iterator[None]:
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with heartbeat.waiting():
+            fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:

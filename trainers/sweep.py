@@ -16,7 +16,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from trainers.checkpoint import checkpoints, write_text
+from trainers import heartbeat
+from trainers.checkpoint import checkpoints
+from trainers.files import write_text
 from trainers.loop import accuracy
 
 Batch = tuple[Tensor, list[Any]]
@@ -64,6 +66,7 @@ def validate(config: Config, model: Any) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         for data in loader:
+            heartbeat.beat()
             evaluator.process(data_samples=model.val_step(data), data_batch=data)
     figures, _ = accuracy(evaluator.evaluate(len(loader.dataset)))
     return figures

@@ -9,6 +9,7 @@ from typing import Any
 
 from search.conductor import Pause
 from search.director import Director
+from search.ray_adapter.deaths import Deaths
 from search.ray_adapter.lanes import Node, Place, SpeedLane, renewed
 from search.resources import Resources
 from spaces import patching
@@ -59,6 +60,7 @@ class Desk:
         self.legs: dict[str, Leg] = {}  # Ray trial -> what it runs
         self._waiting: list[TrialRequest] = []
         self._wanted: dict[int, Lane] = {}  # trial -> the lane that it asked for last
+        self.deaths = Deaths()
         self._nodes, self._say, self._lease, self._clock = nodes, say, lease, clock
         self._looked = clock()
         self._gone_since: float | None = None

@@ -10,6 +10,7 @@ import socket
 import time
 import traceback
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from search.ray_adapter import team
 from search.ray_adapter.lanes import SpeedLane
 from search.resources import Resources
 from spaces.errors import HeadwayError
+from trainers import faults, heartbeat
 from trainers.contract import LaneNeeded, MachineUnfit, TrialFailed, TrialInterrupted, TrialReport, TrialRequest
 
 # The key that a trial's message lies under, that of its sender in it, and the phases of messages that are no reports of
@@ -37,11 +39,17 @@ def run_trial(config: dict[str, Any]) -> None:
     request = TrialRequest.from_json(json.loads(config["request"]))
 
     def report(message: TrialReport) -> None:
-        _send(asdict(message))
+        heartbeat.beat()
+        with heartbeat.waiting():
+            _send(asdict(message))
 
     try:
         module, _, function = config["trainer"].partition(":")
-        with team.gathered(request, config["trainer"]) as request:
+        with (
+            team.gathered(request, config["trainer"]) as request,
+            heartbeat.watched(Path(request.folder), request.heartbeat),
+            faults.full_disk_told(Path(request.folder)),
+        ):
             getattr(importlib.import_module(module), function)(request, report)
     except TrialFailed as error:
         _report_failure(str(error))

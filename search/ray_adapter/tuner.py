@@ -28,8 +28,6 @@ from search.ray_adapter.trial import FAILED, LANE, MESSAGE, UNFIT, WHERE, run_tr
 from search.resources import Resources
 from trainers.contract import TrialReport
 
-_LOST_PROCESSES = 2
-
 # Tune pickles searcher and scheduler; both find the one live desk here.
 _desks: dict[str, Desk] = {}
 
@@ -74,7 +72,8 @@ def run(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder.absolute()),
-                failure_config=tune.FailureConfig(max_failures=_LOST_PROCESSES),
+                # A trial whose process died is given again by the director, with what it has by now.
+                failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
                 log_to_file=False,
             ),
@@ -173,19 +172,14 @@ class _StoreScheduler(FIFOScheduler):
         return str(FIFOScheduler.CONTINUE if go_on else FIFOScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Takes a process that died more often than it is restarted; Tune tells of each death here."""
+        """Takes a process that died; its trial is given again by the director, or has FAILED."""
         desk = _desks[self._key]
-        number = desk.number(trial.trial_id)
-        if number is not None and not trial.should_recover():
-            error = _last_error(trial)
-            first = " ".join(error.split())[:400]
-            desk.conductor.died(number, f"the trial's process died {_LOST_PROCESSES + 1} times: {first}", error)
-
-
-def _last_error(trial: Any) -> str:
-    # The driver's own file; what trial.get_error reads is copied from it later.
-    try:
-        text = Path(trial.error_file).read_text(encoding="utf-8")
-    except OSError:
-        return "Ray does not say why"
-    return text.rpartition("Failure # ")[2].partition("\n")[2].strip()
+        number = desk.ended(trial.trial_id)
+        if number is None:
+            return
+        folder = Path(json.loads(trial.config["request"])["folder"])
+        reason, whole, again = desk.deaths.add(number, trial, folder)
+        if again:
+            desk.conductor.interrupted(number, reason)
+        else:
+            desk.conductor.died(number, reason, whole)

@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from trainers.contract import TrialFailed, TrialReport
+from trainers.contract import TrialFailed, TrialInterrupted, TrialReport
 
 
 def figures(knobs):
@@ -58,6 +58,24 @@ def train(request, report):
             with (folder / "deaths").open("a") as log:
                 log.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
+        once = folder / "stood_still"
+        if epoch == 2 and request.number in (
+            behaviour.get("stop"),
+            behaviour.get("hang"),
+            behaviour.get("always_hang"),
+        ):
+            with once.open("a") as log:
+                log.write("x")
+            first = once.read_text() == "x"
+            if request.number == behaviour.get("stop") and first:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif request.number == behaviour.get("always_hang") or (request.number == behaviour.get("hang") and first):
+                time.sleep(600)
+        if request.number == behaviour.get("interrupt") and epoch == 2 and not died.exists():
+            died.touch()
+            raise TrialInterrupted(
+                "a data loader ended: RuntimeError: DataLoader worker (pid 7) is killed by signal: 9"
+            )
         nan = request.number == behaviour.get("nan") and epoch == 2
         reached = float("nan") if nan else accuracy * epoch / request.epochs
         send("epoch", epoch, {"bbox_mAP": reached, "loss": 1 / epoch})

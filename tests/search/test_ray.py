@@ -24,16 +24,16 @@ space: {{slimhead: {{}}, dcn: {{}}}}
 budget: {{trials: {trials}, epochs: 3}}
 rungs: null
 sampler: {{name: random}}
-resources: {{cpus: 1, concurrent: 2}}
+resources: {{cpus: 1, concurrent: 2, heartbeat: {heartbeat}}}
 """
 
 
 class Driver:
     """A study, and the command that runs it."""
 
-    def __init__(self, folder, trials, **behaviour):
+    def __init__(self, folder, trials, heartbeat=30, **behaviour):
         self.file, self.root, self.log = folder / "raying.yaml", folder / "studies", folder / "log.txt"
-        self.file.write_text(STUDY.format(trials=trials))
+        self.file.write_text(STUDY.format(trials=trials, heartbeat=heartbeat))
         self.folder = self.root / "raying"
         paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
         self.environment = {
@@ -135,3 +135,26 @@ def test_a_driver_that_is_asked_to_end_leaves_its_trials_to_the_next(tmp_path):
     for record in records:
         # An epoch that was under way is trained again; none that had its checkpoint is.
         assert [epoch.epoch for epoch in record.curve] == driver.trained(record.number) == [1, 2, 3]
+
+
+@pytest.mark.timeout(400)
+def test_trials_that_stand_still_or_are_interrupted(tmp_path):
+    driver = Driver(tmp_path, 5, heartbeat=0.1, stop=1, hang=2, always_hang=3, interrupt=4)
+    driver.run()
+    records = driver.records()
+    assert [record.state.value for record in records] == ["COMPLETE", "COMPLETE", "COMPLETE", "FAILED", "COMPLETE"]
+    silent = "no step for 0.1 minutes (resources.heartbeat)"
+    loader = "a data loader ended: RuntimeError: DataLoader worker (pid 7) is killed by signal: 9"
+    assert records[3].reason == f"{silent}, 3 times"
+    assert "interrupted" not in records[0].attrs
+    for number, reason, times in ((1, silent, 1), (2, silent, 1), (3, silent, 2), (4, loader, 1)):
+        told = records[number].attrs
+        assert (told["interrupted"], told["interruptions"]) == (reason, times), number
+    # Each went on from its checkpoint: no epoch was trained twice.
+    for number in (1, 2, 4):
+        assert [epoch.epoch for epoch in records[number].curve] == driver.trained(number) == [1, 2, 3]
+    text = driver.log.read_text()
+    assert f"trial   2  interrupted: {silent}; continues from epoch 1" in text
+    assert f"trial   4  interrupted: {loader}; continues from epoch 1" in text
+    assert "Traceback" not in text
+    assert not [trial for trial in driver.store()._optuna.trials if trial.state is OptunaState.RUNNING]

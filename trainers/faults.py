@@ -77,7 +77,7 @@ def brief(error: BaseException) -> str:
     text = str(error)
     if _IN_LOADER.match(text):
         # A whole traceback, whose last lines that begin at the margin are the exception.
-        last = re.findall(r"^[\w.]+(?:: .*)?$", text, re.MULTILINE)[-1]
+        last: str = re.findall(r"^[\w.]+(?:: .*)?$", text, re.MULTILINE)[-1]
         named, _, text = last.partition(": ")
         if isinstance(error, (TrialFailed, TrialInterrupted)):
             return text[:400]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NOTE = "hung.txt"
@@ -33,10 +33,8 @@ class _Pulse:
 
     def send(self, sign: bytes) -> None:
         if os.getpid() == self._owner:  # a fork has no steps of its own
-            try:
+            with suppress(BlockingIOError, BrokenPipeError):  # the watchdog is stopped, or was killed
                 os.write(self._pipe, sign)
-            except (BlockingIOError, BrokenPipeError):
-                pass  # the watchdog was killed, or is stopped
 
 
 _pulse: _Pulse | None = None

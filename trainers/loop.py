@@ -261,8 +261,8 @@ class EpochEnd(Hook):  # type: ignore[misc]
         for name, tensor in runner.model.state_dict().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise TrialFailed(
-                    f"{name} is not finite after epoch {runner.epoch + 1}: the training diverged; a lower learning rate "
-                    "may help."
+                    f"{name} is not finite after epoch {runner.epoch + 1}: the training diverged; "
+                    "a lower learning rate may help."
                 )
 
     def after_val_iter(

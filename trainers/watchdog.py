@@ -1,10 +1,10 @@
 """The program that watches a trial: reads its beats from standard input and kills it when they stop.
 
-Started by ``trainers.heartbeat`` as ``python -I -S watchdog.py PARENT SECONDS NOTE REASON``, never imported by it: it has
-to be small, and to work while the trial is stopped or holds its interpreter's lock.
+Started by ``trainers.heartbeat`` as ``python -I -S watchdog.py PARENT SECONDS NOTE REASON``, never imported by it: it
+has to be small, and to work while the trial is stopped or holds its interpreter's lock.
 
-The trial writes ``.`` for a step, ``w`` when it begins to wait for others and ``g`` when it goes on. Silence is added up
-between looks, each counting for little more than it should have lasted, so that a machine that slept kills nobody.
+The trial writes ``.`` for a step, ``w`` when it begins to wait for others and ``g`` when it goes on. Silence is added
+up between looks, each counting for little more than it should have lasted, so that a machine that slept kills nobody.
 """
 
 from __future__ import annotations

@@ -59,11 +59,7 @@ def train(request, report):
                 log.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
         once = folder / "stood_still"
-        if epoch == 2 and request.number in (
-            behaviour.get("stop"),
-            behaviour.get("hang"),
-            behaviour.get("always_hang"),
-        ):
+        if epoch == 2 and request.number in [behaviour.get(word) for word in ("stop", "hang", "always_hang")]:
             with once.open("a") as log:
                 log.write("x")
             first = once.read_text() == "x"
@@ -73,9 +69,7 @@ def train(request, report):
                 time.sleep(600)
         if request.number == behaviour.get("interrupt") and epoch == 2 and not died.exists():
             died.touch()
-            raise TrialInterrupted(
-                "a data loader ended: RuntimeError: DataLoader worker (pid 7) is killed by signal: 9"
-            )
+            raise TrialInterrupted("a data loader ended: DataLoader worker (pid 7) is killed by signal: 9")
         nan = request.number == behaviour.get("nan") and epoch == 2
         reached = float("nan") if nan else accuracy * epoch / request.epochs
         send("epoch", epoch, {"bbox_mAP": reached, "loss": 1 / epoch})

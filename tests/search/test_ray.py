@@ -144,7 +144,7 @@ def test_trials_that_stand_still_or_are_interrupted(tmp_path):
     records = driver.records()
     assert [record.state.value for record in records] == ["COMPLETE", "COMPLETE", "COMPLETE", "FAILED", "COMPLETE"]
     silent = "no step for 0.1 minutes (resources.heartbeat)"
-    loader = "a data loader ended: RuntimeError: DataLoader worker (pid 7) is killed by signal: 9"
+    loader = "a data loader ended: DataLoader worker (pid 7) is killed by signal: 9"
     assert records[3].reason == f"{silent}, 3 times"
     assert "interrupted" not in records[0].attrs
     for number, reason, times in ((1, silent, 1), (2, silent, 1), (3, silent, 2), (4, loader, 1)):

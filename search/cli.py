@@ -7,9 +7,11 @@ import enum
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from spaces.errors import CutShort, HeadwayError, UserError
+from trainers import faults
 
 
 class End(enum.Enum):
@@ -46,6 +48,9 @@ def run_command(arguments: Sequence[str] | None = None) -> End:
     except BrokenPipeError:
         return End.FAILED
     except Exception as error:
+        full = faults.full_disk(error)
+        if full is not None:
+            return _complain(faults.full_words(full, Path.cwd()), options.debug, End.CUT_SHORT)
         text = f"{type(error).__name__}: {error} (a fault of Headway or its surroundings; --debug shows where)"
         return _complain(text, options.debug, End.FAULT)
 

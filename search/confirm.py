@@ -21,7 +21,7 @@ from analysis.record import Objective, TrialRecord, spread
 from search.confirmation import NOTE, Confirmation, Training
 from search.delivery import open_courier, run_status
 from search.events import EVENTS, EventLog
-from search.folder import claimed
+from search.folder import claimed, room
 from search.resources import Resources
 from search.store import Store, await_database, plainly
 from search.study import Study
@@ -29,6 +29,7 @@ from search.study_lock import held
 from spaces import patching
 from spaces.errors import CutShort, UserError
 from spaces.space import Space
+from trainers import files
 from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialRequest, WarmRequest
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def run(
 
     data, _, space = prepare(study)
     with ExitStack() as stack:
+        stack.enter_context(room(folder))
         stack.enter_context(claimed(folder))
         log = stack.enter_context(closing(EventLog(folder / EVENTS)))
         await_database(study, folder, log, _say)
@@ -203,9 +205,7 @@ def write(study: Study, outcome: Outcome, rows: Sequence[Mapping[str, Any]], fol
         "points": shown,
         "neighbours": list(pairs.values()),
     }
-    part = folder / ".confirm.json.part"
-    part.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(folder / "confirm.json")
+    files.write_text(folder / "confirm.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
     return document
 
 

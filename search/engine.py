@@ -18,7 +18,7 @@ from search.confirm import confirmed
 from search.delivery import open_courier, run_status
 from search.designs import listed, study_space
 from search.events import EVENTS, EventLog
-from search.folder import STUDY_FILE, claimed, find_study, write_study
+from search.folder import STUDY_FILE, claimed, find_study, room, write_study
 from search.live import Live, Seen, UnderWay, time_left
 from search.places import Places
 from search.progress import Progress
@@ -30,6 +30,7 @@ from search.study_lock import held
 from spaces.base import facts
 from spaces.errors import CutShort, HeadwayError, UserError, choices
 from spaces.space import Space
+from trainers import files
 from trainers.config import batch_of, load_base
 from trainers.contract import DataRequest
 from trainers.data import DataReport, Split, check_data
@@ -167,6 +168,7 @@ def run(
     folder = root / study.name
     data, report, space = prepare(study)
     with ExitStack() as stack:
+        stack.enter_context(room(folder))
         stack.enter_context(claimed(folder))
         log = stack.enter_context(closing(EventLog(folder / EVENTS)))
         await_database(study, folder, log, _say)
@@ -284,8 +286,8 @@ def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord]) -> N
     """Writes ``pareto.html``, ``pareto.png``, ``front.csv`` and ``front.json`` into the study's folder."""
     objectives = study.objective_records
     rows = front_rows(records, objectives)
-    (folder / "pareto.html").write_text(pareto_html(records, objectives, title=study.name), encoding="utf-8")
-    (folder / "pareto.png").write_bytes(pareto_png(records, objectives, title=study.name))
+    files.write_text(folder / "pareto.html", pareto_html(records, objectives, title=study.name))
+    files.write_bytes(folder / "pareto.png", pareto_png(records, objectives, title=study.name))
     write_front_csv(rows, folder / "front.csv")
     write_front_json(rows, folder / "front.json")
 

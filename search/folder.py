@@ -14,7 +14,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from search.study import Study, load
-from spaces.errors import UserError
+from spaces.errors import CutShort, HeadwayError, UserError
+from trainers import faults, files
 
 STUDY_FILE = "study.yaml"
 
@@ -91,15 +92,32 @@ def claimed(folder: Path) -> Iterator[None]:
             raise
 
 
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Says in one message that a disk is full.
+
+    Raises:
+        CutShort: It is; the message says which.
+    """
+    try:
+        yield
+    except HeadwayError:
+        raise
+    except Exception as error:
+        full = faults.full_disk(error)
+        if full is None:
+            raise
+        words = faults.full_words(full, folder)
+        raise CutShort(f"{folder.name}: {words}; nothing is lost, the same command continues.") from error
+
+
 def write_study(folder: Path, study: Study) -> None:
     """Keeps the study file as it is run, with defaults filled in and absolute paths."""
     text = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = None
     yaml.dump(study.dump(), text)
-    part = folder / f"{STUDY_FILE}.part"
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(folder / STUDY_FILE)
+    files.write_text(folder / STUDY_FILE, text.getvalue())
 
 
 def _remove_empty(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TextIO
 
 from analysis.record import TrialRecord, TrialState
@@ -60,7 +61,8 @@ class Progress:
         """Prints a line with the time and what is left."""
         eta = self.eta
         where = f"{clock(eta.seconds)}  {eta.done}/{eta.total} trials{left_in_words(eta.left())}"
-        print(f"[{where}] {text}", file=self._stream, flush=True)
+        with suppress(OSError):  # a line that nobody can take, its disk being full, ends no search
+            print(f"[{where}] {text}", file=self._stream, flush=True)
 
 
 def describe(record: TrialRecord) -> str:

@@ -107,9 +107,8 @@ def full_words(error: BaseException, folder: Path) -> str:
     """
     named = error.filename if isinstance(error, OSError) and isinstance(error.filename, (str, os.PathLike)) else folder
     path = Path(named)
-    if path.is_relative_to(folder):
-        return f"the disk of the study's folder is full ({folder}): {brief(error)}"
-    return f"the disk is full ({path}): {brief(error)}"
+    whose = "the disk of the study's folder" if path.is_relative_to(folder) else "the disk"
+    return f"{whose} is full ({path}): {brief(error)}"
 
 
 @contextmanager

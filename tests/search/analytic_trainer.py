@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from trainers.contract import TrialFailed, TrialInterrupted, TrialReport
+from trainers.files import write_text
 
 
 def figures(knobs):
@@ -49,7 +50,7 @@ def train(request, report):
                 time.sleep(0.05)
             with (folder / "trained.log").open("a") as log:
                 log.write(f"{epoch}\n")
-            checkpoint.write_text(json.dumps({"epoch": epoch}))
+            write_text(checkpoint, json.dumps({"epoch": epoch}))
         died = folder / "died"
         if request.number == behaviour.get("die") and epoch == 2 and not died.exists():
             died.touch()

@@ -1,5 +1,6 @@
 """Real runs on Ray: trials that crash, fail and die, and a driver that is asked to end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -48,7 +49,7 @@ class Driver:
             return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
     def run(self):
-        status = self.start().wait(timeout=200)
+        status = self.start().wait(timeout=350)
         assert status == 0, self.log.read_text()[-3000:]
 
     def store(self):
@@ -158,3 +159,39 @@ def test_trials_that_stand_still_or_are_interrupted(tmp_path):
     assert f"trial   4  interrupted: {loader}; continues from epoch 1" in text
     assert "Traceback" not in text
     assert not [trial for trial in driver.store()._optuna.trials if trial.state is OptunaState.RUNNING]
+
+
+@pytest.mark.timeout(500)
+def test_a_full_disk_ends_the_run_and_the_same_command_continues(tmp_path):
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(mounted)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        gates = tmp_path / "gates"
+        gates.mkdir()
+        driver = Driver(tmp_path, 3, gates=str(gates))
+        driver.root, driver.folder = mounted / "studies", mounted / "studies/raying"
+        process = driver.start()
+        driver.wait_for(process, "trial   0  epoch 1")
+        filler = mounted / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        for epoch in (2, 3):
+            (gates / str(epoch)).touch()
+        assert process.wait(timeout=150) == 1
+        *before, last = driver.log.read_text().strip().splitlines()
+        assert last.startswith("spaces.errors.CutShort: raying: the disk of the study's folder is full ("), last
+        assert last.endswith("; nothing is lost, the same command continues."), last
+        assert not [line for line in before if line.startswith("Exception")]
+        filler.unlink()
+        driver.log.write_text("")
+        driver.run()
+        assert [record.state for record in driver.records()] == [TrialState.COMPLETE] * 3
+        assert not list(driver.folder.rglob("*.tmp")) and not list(driver.folder.rglob("*.part"))
+        for path in driver.folder.rglob("*.json"):
+            json.loads(path.read_text())
+    finally:
+        subprocess.run(["umount", "-l", str(mounted)], check=False)

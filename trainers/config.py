@@ -197,6 +197,10 @@ def base_names() -> list[str]:
 
 def _find_base(base: str) -> Path:
     package, _, name = base.rpartition("::")
+    if package and (Path(name).is_absolute() or ".." in Path(name).parts):
+        raise UserError(
+            f"base: after '::' must name a config inside {package}, but got {base}; a file is named by its path."
+        )
     if package == "mmdet":
         path = _mmdet_configs() / name
     elif package == "headway":

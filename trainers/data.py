@@ -320,7 +320,7 @@ class _Part:
         names = [item.get("file_name") for item in images]
         odd = [repr(key) for key, name in zip(ids, names, strict=True) if not isinstance(name, str) or not name]
         _refuse(self.who, "every image must have a file_name, a word", odd, "without")
-        odd = [repr(item["file_name"]) for item in images if _leaves(item["file_name"])]
+        odd = [f"{item['file_name']!r} of image {item['id']}" for item in images if _leaves(item["file_name"])]
         _refuse(self.who, "file names must stay in the image folder", odd, "outside")
         odd = [
             f"{item['file_name']} with {item.get('width')!r} x {item.get('height')!r}"

@@ -30,7 +30,7 @@ from trainers.contract import (
 )
 from trainers.means import PeakMemory, settle
 from trainers.team import Team, follow, led
-from trainers.weights import copy_matching, read_weights
+from trainers.weights import copy_matching, read_weights, weights_only
 
 __all__ = ["build_model", "follow", "train"]
 
@@ -101,9 +101,10 @@ def build_model(config: Config, seed: int, device: str = "cpu", *, initialise: b
     init_default_scope(rotated.scope(config))
     import_modules_from_strings(**config.get("custom_imports", {"imports": []}))
     seed_all(seed)
-    model = MODELS.build(config["model"])
-    if initialise:
-        model.init_weights()
+    with weights_only("weights.backbone, or init_cfg of the base"):
+        model = MODELS.build(config["model"])
+        if initialise:
+            model.init_weights()
     # oneDNN trains such convolutions some 10 % faster in this layout; the numbers' meaning does not change.
     return channels_last(model) if device == "cpu" else model.to(device)
 

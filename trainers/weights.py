@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 
 from spaces.errors import UserError
+
+
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+@contextmanager
+def weights_only(who: str) -> Iterator[None]:
+    """Keeps libraries from executing what is in a checkpoint: mmengine unpickles whatever does not load otherwise.
+
+    Args:
+        who: Whose setting names the checkpoints, for the error.
+
+    Raises:
+        UserError: A checkpoint would have to execute code.
+    """
+    os.environ[_FORCED] = "1"  # read by torch at each load; nothing in this process needs it otherwise
+    try:
+        yield
+    except UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{who}: must be checkpoints that load with weights_only, but one gives {reason}") from error
 
 
 def read_weights(path: str, who: str = "weights") -> dict[str, Tensor]:

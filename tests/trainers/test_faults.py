@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -179,7 +180,7 @@ def test_a_full_disk_loses_nothing(request_: TrialRequest, small_disk: Path) -> 
 
     def fill(message: TrialReport) -> None:
         if (message.phase, message.epoch) == ("epoch", 1):
-            with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(4096))
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from spaces.errors import UserError
 
-
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 

@@ -177,8 +177,7 @@ class Conductor:
         if record.state.finished:
             self._running.pop(number, None)
             return
-        attrs = {"interruptions": record.attrs.get("interruptions", 0) + 1, "interrupted": reason}
-        self.store.update(number, {}, attrs, record.compute_hours * 3600)
+        self.store.interrupted(number, reason)
         self._tell(self.store.record(number))
         self.postponed(number)
 

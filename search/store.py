@@ -258,6 +258,13 @@ class Store:
         new = {name: dict(values) for name, values in (("metrics", metrics), ("attrs", attrs)) if values}
         self._change("figures", number, **new, seconds=seconds)
 
+    def interrupted(self, number: int, why: str) -> None:
+        """Records that a trial lost its process: how often, and why the last time."""
+        record = self.record(number)
+        attrs = {"interruptions": record.attrs.get("interruptions", 0) + 1, "interrupted": why}
+        self.update(number, {}, attrs, record.compute_hours * 3600)
+        self._log("interrupted", number, {"why": why})
+
     def add_epoch(self, number: int, epoch: EpochRecord) -> None:
         """Records a finished epoch; the same epoch again replaces it."""
         self._change("epoch", number, epoch=epoch.epoch, metrics=dict(epoch.metrics), seconds=epoch.seconds)

@@ -198,9 +198,7 @@ def base_names() -> list[str]:
 def _find_base(base: str) -> Path:
     package, _, name = base.rpartition("::")
     if package and (Path(name).is_absolute() or ".." in Path(name).parts):
-        raise UserError(
-            f"base: after '::' must name a config inside {package}, but got {base}; a file is named by its path."
-        )
+        raise UserError(f"base: must name a config inside {package}, but got {base}; a file goes by its path alone.")
     if package == "mmdet":
         path = _mmdet_configs() / name
     elif package == "headway":

@@ -197,6 +197,7 @@ def test_a_node_writes_the_embedded_data_itself(tmp_path):
 TWO_NODES = """
 import sys
 from pathlib import Path
+import ray
 from ray.cluster_utils import Cluster
 from search.ray_adapter import connect
 from search.ray_adapter.preflight import Needs, check_nodes
@@ -211,6 +212,7 @@ try:
     check_nodes(Needs(folder, {"weights.from": "/none.pth"}))
 except UserError as error:
     print(error)
+ray.shutdown()
 cluster.shutdown()
 """
 

@@ -142,6 +142,8 @@ class _Child:
 def _main(arguments: Sequence[str]) -> int:
     """The child: ends with the supervisor, should that be killed."""
     ctypes.CDLL(None, use_errno=True).prctl(_DEATH_OF_PARENT, signal.SIGTERM)
+    # A shell's background job inherits that it is ignored; here only what the supervisor passes on arrives.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return STATUS[run_command(arguments)]
 
 

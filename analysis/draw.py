@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from analysis.bundle.process import Looking, run_alone
-from analysis.bundle.receipt import read_receipt
+from analysis.bundle.receipt import hash_files, read_receipt
+from analysis.verify import compare_files
 from spaces.errors import HeadwayError, UserError
 from trainers import drawing
 
@@ -121,10 +122,13 @@ def draw_bundle(
         raise UserError(f"--score: must lie in [0, 1], but got {score:g}.")
     if objects < 1:
         raise UserError(f"--objects: must be 1 or more, but got {objects}.")
-    read_receipt(folder)
+    receipt = read_receipt(folder)
     missing = [name for name in ("config.py", "weights.pth") if not (folder / name).is_file()]
     if missing:
         raise UserError(f"bundle: must hold a detector (config.py and weights.pth), but {folder} has no {missing[0]}.")
+    _, reasons, _ = compare_files(receipt["files"], hash_files(folder))
+    if reasons:  # its code is run and its weights are loaded
+        raise UserError(f"bundle: must be as 'headway export' wrote it, but in {folder} {' '.join(reasons)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -104,7 +104,7 @@ def verify_bundle(
     folder = folder.expanduser().absolute()
     receipt = read_receipt(folder)
     expected = float(receipt["metrics"]["bbox_mAP"]["value"])
-    files, reasons, warnings = _compare_files(receipt["files"], hash_files(folder))
+    files, reasons, warnings = compare_files(receipt["files"], hash_files(folder))
     known: dict[str, Any] = {"bundle": str(folder), "trial": receipt["trial"], "expected": expected, "files": files}
     if reasons:
         return Verification(**known, ok=False, reasons=tuple(reasons), warnings=tuple(warnings))
@@ -157,7 +157,7 @@ def _locate(receipt: Mapping[str, Any], annotations: Path | None, images: Path |
     return found
 
 
-def _compare_files(told: Mapping[str, str], there: Mapping[str, str]) -> tuple[dict[str, str], list[str], list[str]]:
+def compare_files(told: Mapping[str, str], there: Mapping[str, str]) -> tuple[dict[str, str], list[str], list[str]]:
     """Gives the state of each file, what is wrong with them, and what is merely different."""
     states = {name: "missing" if name not in there else "same" for name in told}
     states.update({name: "changed" for name in told.keys() & there.keys() if told[name] != there[name]})

@@ -98,6 +98,7 @@ def submit(options: argparse.Namespace) -> int | None:
 
 def _run(path: Path, options: argparse.Namespace, *, address: str | None, extend: bool) -> int | None:
     study = load(path, options.set)
+    _tell_of_code(study)
     root = studies_root(options.studies)
     with _quiet_stdout(options.json):
         from search import engine
@@ -147,6 +148,7 @@ def _supervised(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> None:
     """``headway plan STUDY.yaml``."""
     study = load(Path(options.study), options.set)
+    _tell_of_code(study)
     with _quiet_stdout(options.json):
         from search.plan import make_plan
 
@@ -155,6 +157,12 @@ def plan(options: argparse.Namespace) -> None:
         _emit(made.to_json())
     else:
         tables.print_plan(made, study)
+
+
+def _tell_of_code(study: Study) -> None:
+    """Says that a config file is a program; nothing else that a study file names is executed."""
+    if "::" not in study.base:
+        print(f"base {study.base} is a Python config: it will be executed", file=sys.stderr, flush=True)
 
 
 def status(options: argparse.Namespace) -> None:

@@ -117,7 +117,8 @@ def write_study(folder: Path, study: Study) -> None:
     yaml = YAML()
     yaml.default_flow_style = None
     yaml.dump(study.dump(), text)
-    files.write_text(folder / STUDY_FILE, text.getvalue())
+    addresses = (study.storage, study.tracking.uri)
+    files.write_text(folder / STUDY_FILE, text.getvalue(), private=any("@" in (url or "") for url in addresses))
 
 
 def _remove_empty(folder: Path) -> None:

@@ -21,9 +21,12 @@ def whole(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Writes a text file; a ``private`` one can be read by its owner alone."""
     with whole(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        if private:
+            temporary.touch(mode=0o600)
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -60,6 +60,8 @@ def load(bundle: str, device: str | None) -> Any:
     import torch
     from mmdet.apis import init_detector
 
+    # mmengine unpickles what does not load otherwise.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     weights = f"{bundle}/weights.pth"
     stored = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")

@@ -87,7 +87,8 @@ def run_alone(
         tempfile.TemporaryDirectory() as cwd,
     ):
         child = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-W", "ignore", str(_PROGRAM)],
+            # Compiled code that lies in the bundle, which no receipt names, is not looked at.
+            [sys.executable, "-I", "-B", "-X", f"pycache_prefix={cwd}", "-W", "ignore", str(_PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -78,7 +78,9 @@ class Conductor:
         self._device, self._speed_device, self._threads = device, speed_device, threads
         self._listeners = listeners
         self._constraints = [Constraint.parse(text) for text in study.constraints]
-        self._ended: dict[tuple[int, int], RungPoint | None] = {}  # trial, epoch -> its point there, once it has ended
+        # Of trials that have ended, which no longer change: by rung their points, and how many were INFEASIBLE.
+        self._ended: dict[int, list[RungPoint]] = {epoch: [] for epoch in study.rung_epochs}
+        self._infeasible = 0
         self._running: dict[int, float] = {}  # trial -> hours of its earlier starts
         self._seconds: dict[int, float] = {}  # trial -> those of this start, at its last report
         self._since: dict[int, float] = {}  # trial -> the clock at this start
@@ -86,15 +88,18 @@ class Conductor:
         self._clock, self._began = clock, clock()
         self._seconds_before = store.seconds_run
         # Trial 0 reports the shared warm start when it is on disk; in a later process once more, as it may have gone.
-        first = store.records()[:1]
-        self._warm_is_there = study.warm_epochs is None or any(record.state.finished for record in first)
+        records = store.records()
+        self._warm_is_there = study.warm_epochs is None or any(record.state.finished for record in records[:1])
         self._places = places or Places()
         self.exhausted = False
         self.out_of_time = False
         self.out_of_gpu_hours: Room | None = None
         self.halted: str | None = None
-        left = [record.number for record in store.records() if not record.state.finished]
-        self._left = [number for number in left if self._settled(number)]
+        for record in records:
+            if record.state.finished:
+                self._has_ended(record)
+        self._open = [record.number for record in records if not record.state.finished]
+        self._left = [number for number in list(self._open) if self._settled(number)]
 
     def next(self) -> TrialRequest | Pause:
         """Gives the next trial to run: first what an earlier process left, then new proposals."""
@@ -104,21 +109,20 @@ class Conductor:
             return Pause.WAIT if self._running else Pause.FINISHED
         if self._left and (self._left[0] == 0 or self._warm_is_there):
             return self._begin(self._left.pop(0))
-        records = self.store.records()
-        if not records:
-            return self._begin(self.store.propose_baseline(self.space).number)
-        if self._baseline_failed(records):
+        if not self.store.count:
+            return self._begin_new(self.store.propose_baseline(self.space))
+        if self.baseline_failure is not None:
             return Pause.WAIT if self._running else Pause.FINISHED
         if self.store.reference_ms is None or not self._warm_is_there:
             return Pause.WAIT  # every ratio refers to the baseline's latency, every trial starts from its weights
         # Asked some ten times a second: a space that was searched in vain is not searched again.
-        if self._spent(records) or self.exhausted:
+        if self._spent() or self.exhausted:
             return Pause.WAIT if self._running else Pause.FINISHED
         proposed = self.store.propose(self.space)
         if proposed is None:
             self.exhausted = True
             return Pause.WAIT if self._running else Pause.FINISHED
-        return self._begin(proposed.number)
+        return self._begin_new(proposed)
 
     def report(self, number: int, report: TrialReport) -> bool:
         """Takes a report; returns whether the trial goes on."""
@@ -188,8 +192,13 @@ class Conductor:
     @property
     def baseline_failure(self) -> str | None:
         """Why the baseline failed, ``None`` when it did not."""
-        records = self.store.records()
-        return records[0].reason or "unknown" if self._baseline_failed(records) else None
+        if not self.store.count or self.store.record(0).state is not TrialState.FAILED:
+            return None
+        return self.store.record(0).reason or "unknown"
+
+    def _begin_new(self, record: TrialRecord) -> TrialRequest:
+        self._open.append(record.number)
+        return self._begin(record.number)
 
     def _begin(self, number: int) -> TrialRequest:
         record = self.store.start(number)
@@ -395,7 +404,11 @@ class Conductor:
         metrics = self.store.record(number).metrics
         excesses = {str(item): item.excess(metrics) for item in self._constraints}
         known = {name: excess for name, excess in excesses.items() if excess is not None}
-        self._tell(self.store.finish(number, state, reason=reason, traceback=traceback, broken=known))
+        record = self.store.finish(number, state, reason=reason, traceback=traceback, broken=known)
+        if number in self._open:
+            self._open.remove(number)
+            self._has_ended(record)
+        self._tell(record)
         self._running.pop(number, None)
 
     def _in_ms(self, metrics: Mapping[str, float], reference: float | None = None) -> dict[str, float]:
@@ -407,19 +420,16 @@ class Conductor:
         return named
 
     def _points(self, epoch: int) -> list[RungPoint]:
-        """All trials at a rung; what has ended is looked at once, since it does not change."""
-        points = []
-        for record in self.store.records():
-            key = record.number, epoch
-            if key in self._ended:
-                point = self._ended[key]
-            else:
-                point = self._point(record, epoch)
-                if record.state.finished:
-                    self._ended[key] = point
+        """All trials at a rung."""
+        open_ones = (self._point(self.store.record(number), epoch) for number in self._open)
+        return [*self._ended[epoch], *(point for point in open_ones if point is not None)]
+
+    def _has_ended(self, record: TrialRecord) -> None:
+        self._infeasible += record.state is TrialState.INFEASIBLE
+        for epoch, points in self._ended.items():
+            point = self._point(record, epoch)
             if point is not None:
                 points.append(point)
-        return points
 
     def _point(self, record: TrialRecord, epoch: int) -> RungPoint | None:
         at_rung = next((item.metrics for item in record.curve if item.epoch == epoch), None)
@@ -439,30 +449,26 @@ class Conductor:
     def _speed_key(self, knobs: Mapping[str, Any]) -> str:
         return f"{design_hash(self.space.architecture(knobs))}:{self._speed_device}"
 
-    def _spent(self, records: Sequence[TrialRecord]) -> bool:
-        infeasible = sum(record.state is TrialState.INFEASIBLE for record in records)
+    def _spent(self) -> bool:
         hours = self.study.budget.hours
         elapsed = self._seconds_before + self._clock() - self._began
         self.out_of_time = hours is not None and elapsed >= hours * 3600
         return (
             self.out_of_time
-            or len(records) - infeasible >= self.study.budget.trials
-            or infeasible >= _INFEASIBLE_PER_TRIAL * self.study.budget.trials
-            or self._no_gpu_hours(records)
+            or self.store.count - self._infeasible >= self.study.budget.trials
+            or self._infeasible >= _INFEASIBLE_PER_TRIAL * self.study.budget.trials
+            or self._no_gpu_hours()
         )
 
-    def _no_gpu_hours(self, records: Sequence[TrialRecord]) -> bool:
+    def _no_gpu_hours(self) -> bool:
         budget = self.study.budget
         if budget.gpu_hours is None:
             return False
         now = self._clock()
         running = {number: hours + (now - self._since[number]) / 3600 for number, hours in self._running.items()}
-        left = room(records, running, epochs=budget.epochs, gpus=self._gpus, budget=budget.gpu_hours)
+        left = room(self.store.records(), running, epochs=budget.epochs, gpus=self._gpus, budget=budget.gpu_hours)
         self.out_of_gpu_hours = None if left.enough(alone=not running) else left
         return self.out_of_gpu_hours is not None
-
-    def _baseline_failed(self, records: Sequence[TrialRecord]) -> bool:
-        return bool(records) and records[0].state is TrialState.FAILED
 
     def _tell(self, record: TrialRecord) -> None:
         for listener in self._listeners:

@@ -176,6 +176,11 @@ class Store:
             self._load()
         return [self.record(number) for number in sorted(self._ids)]
 
+    @property
+    def count(self) -> int:
+        """How many trials there are."""
+        return len(self._ids)
+
     def record(self, number: int) -> TrialRecord:
         """One trial."""
         if number not in self._records:

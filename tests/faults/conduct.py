@@ -359,6 +359,8 @@ class _Run:
         found = [
             *invariants.of_store(self.study, store),
             *invariants.of_training(self.study, self.studied, records, analytic_trainer=not self.scenario.trained),
+            *invariants.of_events(self.studied, records),
+            *invariants.of_decisions(self.study, self.studied),
             *invariants.of_mlflow(self.study.tracking.uri or default_uri(self.studied), self.study, records),
             *invariants.of_folder(self.studied, [self.log], [self.database.password] if self.database else []),
         ]

@@ -14,6 +14,9 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState as OptunaState
 
 from analysis.record import TrialRecord, TrialState, further
+from search.attributes import changes, record_of
+from search.events import EVENTS, read_events, reconstruct
+from search.rungs import RungPoint, decide
 from search.store import Store
 from search.study import Study
 
@@ -93,6 +96,54 @@ def of_undisturbed(records: Sequence[TrialRecord], undisturbed: Sequence[TrialRe
         curves = [{epoch.epoch: dict(epoch.metrics) for epoch in record.curve} for record in (here, there)]
         if curves[0] != curves[1]:
             yield f"undisturbed: trial {here.number} has the curve {curves[1]}, here {curves[0]}"
+
+
+def of_events(folder: Path, records: Sequence[TrialRecord]) -> Iterator[str]:
+    """The run as its event log tells it is the run in the store; whole lines only."""
+    path = folder / EVENTS
+    told = reconstruct(path)
+    for here, there in zip(records, told, strict=False):
+        # As text, since a figure that is not a number equals nothing.
+        if repr(here) != repr(there):
+            yield f"events: trial {here.number} is {there}, in the store {here}"
+    if len(told) != len(records):
+        yield f"events: {len(told)} trials, in the store {len(records)}"
+    torn = sum(1 for line in path.read_bytes().splitlines() if line.strip()) - sum(1 for _ in read_events(path))
+    if torn:
+        yield f"events: {torn} lines are torn"
+
+
+def of_decisions(study: Study, folder: Path) -> Iterator[str]:
+    """Each rung decision is what the rule says of the trials that the log knew at that moment."""
+    trials: dict[int, dict[str, Any]] = {}
+    for event in read_events(folder / EVENTS):
+        number, name = event.get("trial"), event["event"]
+        if number is None:
+            continue
+        if name == "restored":
+            trials[number] = dict(event["values"])
+            continue
+        if name == "dropped":
+            trials.pop(number, None)
+            continue
+        if name == "rung" and study.rungs is not None:
+            rung = max(epoch for epoch in study.rung_epochs if epoch <= event["epoch"])
+            points = {key: _point(study, record_of(values), rung) for key, values in trials.items()}
+            there = {key: point for key, point in points.items() if point is not None}
+            decision = decide(there.pop(number), list(there.values()), study.rungs.factor, study.rungs.method)
+            wanted = f"{'continue' if decision.go_on else 'stop'}: {decision.reason}"
+            if not event["decision"].startswith(wanted):
+                yield f"rungs: trial {number}, epoch {event['epoch']}: {event['decision']}; by the rule: {wanted}"
+        before = trials.setdefault(number, {})
+        before.update(changes(name, event, before))
+
+
+def _point(study: Study, record: TrialRecord, rung: int) -> RungPoint | None:
+    metrics = next((epoch.metrics for epoch in record.curve if epoch.epoch == rung), None)
+    if metrics is None:
+        return None
+    costs = tuple(record.metrics.get(item.metric) for item in study.objectives[1:])
+    return RungPoint(record.number, (metrics[study.objectives[0].metric],), costs)
 
 
 def of_mlflow(uri: str, study: Study, records: Sequence[TrialRecord]) -> Iterator[str]:

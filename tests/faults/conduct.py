@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -28,8 +29,12 @@ from search.study import Study, load
 from search.tracking import default_uri
 
 _DRIVER_SECONDS = 240.0
-_MOST_STARTS = 8
+_MOST_STARTS = 12
 _POLL = 0.05
+# Ray's words where its processes do not come up within 30 s, a limit that it has no setting for.
+_OVERLOADED = "The current node timed out during startup"
+# Of these one at a time: what is gone cannot be taken away.
+_EXCLUSIVE = ({"mlflow_down", "mlflow_gone"}, {"head_restarted", "node_lost", "object_store_full"})
 
 
 @dataclass
@@ -41,6 +46,7 @@ class Result:
         planned: Kinds of the faults that were drawn.
         injected: Kinds of those that came about.
         starts: Of the driver.
+        overloaded: Those of them that came to nothing since this machine was too busy for Ray to start.
         violations: What does not hold.
         states: Trials by end state.
         seconds: How long it took.
@@ -52,6 +58,7 @@ class Result:
     planned: list[str]
     injected: list[str] = field(default_factory=list)
     starts: int = 0
+    overloaded: int = 0
     violations: list[str] = field(default_factory=list)
     states: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -152,7 +159,9 @@ class _Run:
             if status == 0 and self._complete():
                 break
             allowed = self.killed_on_purpose or (status in (1, 2) and bool(ENDS_DRIVER & set(self.result.injected)))
-            if not allowed:
+            if status == 3 and _OVERLOADED in self._last_words():
+                self.result.overloaded += 1
+            elif not allowed:
                 self.result.violations.append(f"driver: ended with status {status}: {self._last_words()}")
             if self.result.starts >= _MOST_STARTS:
                 self.result.violations.append(f"driver: not complete after {self.result.starts} starts")
@@ -231,7 +240,10 @@ class _Run:
                 item[2]()
 
     def _inject(self, fault: Fault, process: subprocess.Popen[bytes]) -> bool:
-        """Brings a fault about; returns whether it could be."""
+        """Brings a fault about; returns whether it could be, which waits while another one of its kind lasts."""
+        lasting = {kind for _, kind, _ in self.undo}
+        if fault.kind in lasting or any(lasting & group and fault.kind in group for group in _EXCLUSIVE):
+            return False
         return bool(getattr(self, f"_{fault.kind}")(fault, process))
 
     def _worker_killed(self, fault: Fault, process: subprocess.Popen[bytes]) -> bool:
@@ -274,7 +286,6 @@ class _Run:
     def _head_restarted(self, fault: Fault, process: subprocess.Popen[bytes]) -> bool:
         assert self.nodes is not None
         self.nodes.kill()
-        self._forget("node_lost", "object_store_full")
         self.undo.append((time.monotonic() + 1000, fault.kind, self.nodes.start))  # once the driver has ended
         return True
 
@@ -302,7 +313,6 @@ class _Run:
         assert self.server is not None
         server = self.server
         server.kill()
-        self._forget("mlflow_down")
         self.undo.append((time.monotonic() + 1000, fault.kind, server.start))  # once the driver has ended
         return True
 
@@ -316,16 +326,15 @@ class _Run:
         path = self.studied / ("mlflow.db" if fault.variant else "study.db")
         if not path.exists():
             return True
-        lock = Lock(path)
+        try:
+            lock = Lock(path)
+        except sqlite3.OperationalError:
+            return False  # the driver holds it at this moment
         self._later(fault, lock.close)
         return True
 
     def _later(self, fault: Fault, action: Callable[[], None]) -> None:
         self.undo.append((time.monotonic() + fault.seconds, fault.kind, action))
-
-    def _forget(self, *kinds: str) -> None:
-        """Takes back what was to be undone, since something worse came."""
-        self.undo = [item for item in self.undo if item[1] not in kinds]
 
     def _signal_worker(self, which: signal.Signals) -> bool:
         """Sends a signal to the process of a trial that runs now; returns whether there is one."""

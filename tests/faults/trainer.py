@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -10,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainers.contract import MachineUnfit, Report, TrialFailed, TrialInterrupted, TrialReport, TrialRequest
+from trainers import faults
+from trainers.contract import Report, TrialFailed, TrialInterrupted, TrialReport, TrialRequest
 
 CHECKPOINT = "checkpoint.json"
 TRAINED = "trained.log"
-PROCESS = "process"
 
 
 def train(request: TrialRequest, report: Report) -> None:
@@ -22,8 +21,9 @@ def train(request: TrialRequest, report: Report) -> None:
 
     Each finished epoch is a line in ``trained.log`` after its checkpoint, a JSON file, has been published.
     """
-    told = json.loads(os.environ.get("FAULTS", "{}"))
-    play(request, report, told.get("trials", {}), told.get("epoch_seconds", 0.0))
+    given = json.loads(os.environ.get("FAULTS", "{}"))
+    with faults.told(request):
+        play(request, report, given.get("trials", {}), given.get("epoch_seconds", 0.0))
 
 
 def play(request: TrialRequest, report: Report, trials: dict[str, list[Any]], epoch_seconds: float) -> None:
@@ -37,14 +37,8 @@ def play(request: TrialRequest, report: Report, trials: dict[str, list[Any]], ep
     """
     began = time.monotonic()
     folder = Path(request.folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PROCESS).write_text(str(os.getpid()), encoding="utf-8")
-        _train(request, report, began, trials, epoch_seconds)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise MachineUnfit(f"the disk is full: {error}") from error
-        raise
+    folder.mkdir(parents=True, exist_ok=True)
+    _train(request, report, began, trials, epoch_seconds)
 
 
 def figures(knobs: Any) -> tuple[float, float]:
@@ -101,6 +95,9 @@ def _suffer(kind: str, folder: Path) -> None:
         raise TrialFailed("the loss is NaN at epoch 1")
     if kind == "loader_crash" and first:
         raise TrialInterrupted("a data loader process was killed")
+    if kind == "cuda_oom" and first:
+        # torch's own words; the next start is to be told to validate with one image at a time.
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
     if kind == "hung" and first:
         time.sleep(10_000)
 

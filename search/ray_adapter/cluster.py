@@ -17,11 +17,12 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
 from search.ray_adapter.lanes import SPEED, Node
-from spaces.errors import UserError
+from spaces.errors import CutShort, UserError
 from trainers.means import environment
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 15.0
+_NOT_JOINED = (ConnectionError, ValueError, RuntimeError, OSError, OverflowError, AuthenticationError)
 
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
@@ -34,6 +35,7 @@ def connect(address: str | None) -> None:
             machine.
 
     Raises:
+        CutShort: Ray does not start on this machine.
         UserError: The cluster is not there, does not take the token, or runs another Ray or Python.
     """
     if ray.is_initialized():
@@ -43,15 +45,18 @@ def connect(address: str | None) -> None:
         warnings.simplefilter("ignore")
         try:
             ray.init(
-                address=address,
+                # Ray itself would join whatever cluster was started on this machine before, running or not.
+                address=address or os.environ.get("RAY_ADDRESS") or "local",
                 include_dashboard=None if address else False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 # In place before a trial's first thread exists.
                 runtime_env={"env_vars": environment()},
             )
-        except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError, AuthenticationError) as error:
+        except Exception as error:
             if address is None:
+                raise CutShort(f"Ray does not start on this machine: {explain(error)}") from error
+            if not isinstance(error, _NOT_JOINED):
                 raise
             raise _refused(address, explain(error)) from error
     if threading.current_thread() is threading.main_thread():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -159,7 +160,7 @@ class _Run:
             if status == 0 and self._complete():
                 break
             allowed = self.killed_on_purpose or (status in (1, 2) and bool(ENDS_DRIVER & set(self.result.injected)))
-            if status == 3 and _OVERLOADED in self._last_words():
+            if status in (1, 3) and _OVERLOADED in self._last_words():
                 self.result.overloaded += 1
             elif not allowed:
                 self.result.violations.append(f"driver: ended with status {status}: {self._last_words()}")
@@ -233,8 +234,8 @@ class _Run:
 
     def _undo(self, *, everything: bool = False) -> None:
         for item in list(self.undo):
-            if everything:
-                time.sleep(max(0.0, min(item[0] - time.monotonic(), 10.0)))
+            if everything and item[0] < math.inf:
+                time.sleep(max(0.0, item[0] - time.monotonic()))
             if everything or item[0] <= time.monotonic():
                 self.undo.remove(item)
                 item[2]()
@@ -286,7 +287,7 @@ class _Run:
     def _head_restarted(self, fault: Fault, process: subprocess.Popen[bytes]) -> bool:
         assert self.nodes is not None
         self.nodes.kill()
-        self.undo.append((time.monotonic() + 1000, fault.kind, self.nodes.start))  # once the driver has ended
+        self.undo.append((math.inf, fault.kind, self.nodes.start))  # once the driver has ended
         return True
 
     def _object_store_full(self, fault: Fault, process: subprocess.Popen[bytes]) -> bool:
@@ -313,7 +314,7 @@ class _Run:
         assert self.server is not None
         server = self.server
         server.kill()
-        self.undo.append((time.monotonic() + 1000, fault.kind, server.start))  # once the driver has ended
+        self.undo.append((math.inf, fault.kind, server.start))  # once the driver has ended
         return True
 
     def _database_down(self, fault: Fault, process: subprocess.Popen[bytes]) -> bool:

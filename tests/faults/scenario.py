@@ -142,7 +142,7 @@ def draw(seed: int, index: int, kinds: tuple[str, ...]) -> Scenario:
         "speed": {"seconds": 0.5, "pairs": 3},
         "seed": chance.randint(0, 10_000),
     }
-    if {"hung", "worker_stopped"} & set(chosen):
+    if {"hung", "worker_stopped"} & set(chosen) and not trained:
         study["resources"]["heartbeat"] = 0.2
     if not trained and chance.random() < 0.3:
         study["constraints"] = ["latency_ratio <= 1.05"]

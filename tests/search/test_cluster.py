@@ -14,8 +14,10 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from analysis.record import TrialState
+from search.ray_adapter import connect
 from search.store import Store
 from search.study import load
+from spaces.errors import CutShort
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "faults"))
@@ -180,3 +182,45 @@ def test_a_node_is_lost_with_its_accelerator(make):
             trained = [int(line) for line in log.read_text().split()]
             # The epoch that was under way may have been trained on the lost node to its end, and is not lost then.
             assert trained == [1, 2, 3], record.number
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_on_this_machine_joins_no_cluster_that_happens_to_be_there(tmp_path):
+    """Also none that was there: Ray keeps the address of the last one in a file."""
+    temporary = Path(tempfile.mkdtemp(prefix="hc"))
+    paths = [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "RAY_TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment.pop("RAY_ADDRESS", None)
+    nodes = Nodes(["1"], environment, tmp_path / "nodes.log")
+    program = (
+        "from search.ray_adapter import connect; connect(None); import ray; print([n['NodeID'] for n in ray.nodes()])"
+    )
+
+    def own():
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=150, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    try:
+        assert nodes.ids[0] not in own()
+        nodes.kill()
+        assert nodes.ids[0] not in own()
+    finally:
+        nodes.close()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_ray_that_does_not_start_is_told_in_one_message(monkeypatch):
+    import ray
+
+    def too_busy(**options):
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", too_busy)
+    with pytest.raises(
+        CutShort, match=r"^Ray does not start on this machine: The current node timed out during startup"
+    ):
+        connect(None)

@@ -121,7 +121,9 @@ def draw(seed: int, index: int, kinds: tuple[str, ...]) -> Scenario:
     """
     chance = random.Random(f"{seed}:{index}")
     lead = kinds[index % len(kinds)]
-    chosen = [lead, *chance.choices(kinds, k=chance.choice((0, 1, 1, 2)))]
+    # What ends a driver is what most of the rest must be combined with.
+    others = [*kinds, *(kind for kind in kinds if kind.startswith("driver_"))]
+    chosen = [lead, *chance.choices(others, k=chance.choice((0, 1, 1, 2)))]
     if "database_down" in chosen:
         chosen = [kind for kind in chosen if kind != "sqlite_locked"]
     # One run in nine trains a detector: a clean process a trial costs some 10 s.

@@ -236,7 +236,7 @@ class Nodes:
         assert self._process.stdout is not None
         reader = threading.Thread(target=lambda: found.append(self._process.stdout.readline()), daemon=True)
         reader.start()
-        reader.join(90)
+        reader.join(240)
         if not found or not found[0]:
             raise TimeoutError(f"the cluster does not answer; its log is {self._log}")
         return found[0].strip()

@@ -161,6 +161,7 @@ def test_trials_that_stand_still_or_are_interrupted(tmp_path):
     assert not [trial for trial in driver.store()._optuna.trials if trial.state is OptunaState.RUNNING]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_full_disk_ends_the_run_and_the_same_command_continues(tmp_path):
     mounted = tmp_path / "small"
@@ -183,7 +184,9 @@ def test_a_full_disk_ends_the_run_and_the_same_command_continues(tmp_path):
             (gates / str(epoch)).touch()
         assert process.wait(timeout=150) == 1
         *before, last = driver.log.read_text().strip().splitlines()
-        assert last.startswith("spaces.errors.CutShort: raying: the disk of the study's folder is full ("), last
+        # The trial's process finds it full, or the store, which waits for a minute.
+        assert last.startswith("spaces.errors.CutShort: "), last
+        assert " is full" in last, last
         assert last.endswith("; nothing is lost, the same command continues."), last
         assert not [line for line in before if line.startswith("Exception")]
         filler.unlink()

@@ -94,11 +94,11 @@ class Team:
         except Exception as error:
             if not _of_connection(error):
                 raise
-            raise self._lost(error) from error
+            raise self._lost() from error
         finally:
             self._trainings += 1
 
-    def _lost(self, error: Exception) -> Exception:
+    def _lost(self) -> Exception:
         """Gives what the loss of another worker means: it broke, and told how, or it died."""
         deadline = time.monotonic() + _SECONDS_TO_TELL
         with suppress(RuntimeError):
@@ -106,8 +106,7 @@ class Team:
                 if self._store.check([_BROKEN]):
                     return TrialFailed(self._store.get(_BROKEN).decode())
                 time.sleep(0.1)
-        first = str(error).splitlines()[0][:200]
-        return TrialInterrupted(f"one of its {self._size} workers was lost: {first}")
+        return TrialInterrupted(f"one of its {self._size} workers was lost")
 
     def end(self) -> None:
         """Lets the others go."""

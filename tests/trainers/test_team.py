@@ -139,7 +139,7 @@ def test_two_workers_train_and_validate_as_one(request_of, tmp_path):
     one, two = alone.epochs(), [both.epochs()[index] for index in (0, 2, 3)]
     print("loss of 1 and 2 workers:", [(a["metrics"]["loss"], b["metrics"]["loss"]) for a, b in zip(one, two)])
     for mine, theirs in zip(one, two):
-        assert theirs["metrics"]["loss"] == pytest.approx(mine["metrics"]["loss"], rel=1e-3)
+        assert theirs["metrics"]["loss"] == pytest.approx(mine["metrics"]["loss"], rel=1e-5)
     assert list(both.checkpoint(3)["state_dict"]) == list(alone.checkpoint(3)["state_dict"])
     assert both.checkpoint(3)["meta"]["iter"] == alone.checkpoint(3)["meta"]["iter"] == 6
 
@@ -147,7 +147,7 @@ def test_two_workers_train_and_validate_as_one(request_of, tmp_path):
     (both.folder / "trial/epoch_3.pth").unlink()
     both.run(1)
     assert [item["epoch"] for item in both.epochs()] == [1, 1, 2, 3, 2, 3]
-    assert both.epochs()[-1]["metrics"]["loss"] == pytest.approx(two[-1]["metrics"]["loss"], rel=1e-3)
+    assert both.epochs()[-1]["metrics"]["loss"] == pytest.approx(two[-1]["metrics"]["loss"], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -320,7 +320,7 @@ class _Part:
         names = [item.get("file_name") for item in images]
         odd = [repr(key) for key, name in zip(ids, names, strict=True) if not isinstance(name, str) or not name]
         _refuse(self.who, "every image must have a file_name, a word", odd, "without")
-        odd = [f"{item['file_name']!r} of image {item['id']}" for item in images if _leaves(item["file_name"])]
+        odd = [f"{item['file_name']!r} of image {item['id']}" for item in images if leaves(item["file_name"])]
         _refuse(self.who, "file names must stay in the image folder", odd, "outside")
         odd = [
             f"{item['file_name']} with {item.get('width')!r} x {item.get('height')!r}"
@@ -530,7 +530,7 @@ def _box(value: object) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(_number(side) for side in value)
 
 
-def _leaves(name: str) -> bool:
+def leaves(name: str) -> bool:
     """Tells whether a file name is absolute or climbs out of its folder, on any system."""
     path = posixpath.normpath(name.replace("\\", "/"))
     return path.startswith("/") or bool(ntpath.splitdrive(name)[0]) or path.split("/")[0] == ".."

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spaces.errors import UserError
+from trainers.data import leaves
 
 _EXAMPLES = 3
 
@@ -47,7 +48,7 @@ def read_validation(annotations: Path, images: Path, who: str = "data.val") -> V
     """Reads and identifies a validation split.
 
     Raises:
-        UserError: The annotations are no COCO json, or images are missing.
+        UserError: The annotations are no COCO json, or images are missing or outside of their folder.
     """
     try:
         raw = annotations.read_bytes()
@@ -62,6 +63,9 @@ def read_validation(annotations: Path, images: Path, who: str = "data.val") -> V
         raise UserError(
             f"{who}.annotations: must be a COCO json, but {annotations} gives {type(error).__name__}: {error}."
         ) from error
+    out = [name for name in names if leaves(name)]
+    if out:
+        raise UserError(f"{who}.annotations: file names must stay in the image folder, but {out[0]!r} does not.")
     digest = sha256(sha256(raw).digest())
     missing = []
     for name in names:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from analysis.bundle.drawing import draw
 from analysis.bundle.process import BLOCKED, Looking, run_alone
+from analysis.bundle.receipt import hash_files
 from analysis.draw import choose_images, draw_bundle
 from analysis.export import export_bundle
 from analysis.record import TrialRecord, TrialState
@@ -283,11 +284,35 @@ def test_a_bundle_that_does_not_run_is_a_failure(
     content = torch.load(broken / "weights.pth", weights_only=True)
     content["state_dict"].pop(next(iter(content["state_dict"])))
     torch.save(content, broken / "weights.pth")
+    receipt = json.loads((broken / "receipt.json").read_text())
+    receipt["files"] = hash_files(broken)
+    (broken / "receipt.json").write_text(json.dumps(receipt))
     status, out, err = command(capsys, broken, photos / "a.png", "--out", tmp_path / "out", "--json")
     assert status == 1
     assert out == ""
     assert "1 weights do not fit the network" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("config.py", "config.py is changed, by its SHA-256."),
+        ("weights.pth", "weights.pth is changed, by its SHA-256."),
+        ("heads/more.py", "heads/more.py is code that is not in the receipt."),
+    ],
+)
+def test_a_changed_bundle_is_refused_before_it_is_run(
+    plain: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str
+) -> None:
+    changed, trace = Path(shutil.copytree(plain, tmp_path / "changed")), tmp_path / "executed"
+    (changed / name).parent.mkdir(exist_ok=True)
+    with (changed / name).open("a") as file:
+        file.write(f"\nimport os\nos.mkdir({str(trace)!r})\n")
+    status, out, err = command(capsys, changed, photos / "a.png", "--out", tmp_path / "out", "--json")
+    assert (status, out) == (2, "")
+    assert "bundle: must be as 'headway export' wrote it, but in " in err and reason in err
+    assert not trace.exists()
 
 
 def test_a_full_disk_is_told(plain: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

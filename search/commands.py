@@ -67,6 +67,7 @@ def submit(options: argparse.Namespace) -> int | None:
             "--studies: must be an absolute folder that all nodes of the cluster share, but got "
             f"{repr(studies) if studies else 'none'}."
         )
+    _tell_of_code(study)
     with _quiet_stdout(options.json):
         from search.ray_adapter.jobs import Submitter
 
@@ -161,7 +162,7 @@ def plan(options: argparse.Namespace) -> None:
 
 def _tell_of_code(study: Study) -> None:
     """Says that a config file is a program; nothing else that a study file names is executed."""
-    if "::" not in study.base:
+    if "::" not in study.base and Path(study.base).is_file():
         print(f"base {study.base} is a Python config: it will be executed", file=sys.stderr, flush=True)
 
 

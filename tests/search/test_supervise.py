@@ -208,7 +208,7 @@ def test_a_driver_that_is_killed_twice_comes_to_its_end(tmp_path: Path, monkeypa
             while sum(len(record.curve) for record in records()) < epochs:
                 if over.wait(0.3):
                     return
-            pid = int((root / "watched" / ".lock").read_text())
+            pid = int((root / "watched" / ".lock").read_text().split()[0])
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
             over.wait(1.0)
@@ -275,7 +275,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     while not list(root.glob("watched/trials/0000/epoch_1.pth")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    os.kill(int((root / "watched" / ".lock").read_text()), signal.SIGKILL)
+    os.kill(int((root / "watched" / ".lock").read_text().split()[0]), signal.SIGKILL)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     assert "the driver was killed by SIGKILL; it is started again in 5 s (1 of 2 times in a row)" in err

@@ -138,6 +138,7 @@ def test_a_driver_that_is_asked_to_end_leaves_its_trials_to_the_next(tmp_path):
         assert [epoch.epoch for epoch in record.curve] == driver.trained(record.number) == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_trials_that_stand_still_or_are_interrupted(tmp_path):
     driver = Driver(tmp_path, 5, heartbeat=0.1, stop=1, hang=2, always_hang=3, interrupt=4)

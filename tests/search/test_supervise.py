@@ -188,6 +188,7 @@ resources: {cpus: 1, concurrent: 2}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_driver_that_is_killed_twice_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, root = tmp_path / "watched.yaml", tmp_path / "studies"

@@ -167,12 +167,11 @@ class Disk:
 
     def fill(self) -> None:
         """Leaves no byte."""
-        with (self.path / "filler").open("wb") as file, contextlib.suppress(OSError):
+        with (self.path / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             for size in (1 << 20, 1 << 12):
                 with contextlib.suppress(OSError):
                     while True:
                         file.write(bytes(size))
-                        file.flush()
 
     def free(self) -> None:
         """Gives it back."""

@@ -29,7 +29,7 @@ from search.store import Store
 from search.study import Study, load
 from search.tracking import default_uri
 
-_DRIVER_SECONDS = 240.0
+_SILENT_SECONDS = 240.0
 _MOST_STARTS = 12
 _POLL = 0.05
 # Ray's words where its processes do not come up within 30 s, a limit that it has no setting for.
@@ -200,11 +200,13 @@ class _Run:
 
     def _watch(self, process: subprocess.Popen[bytes], left: list[Fault]) -> int:
         """Brings faults about as their moments come, until the driver ends; returns its status."""
-        deadline = time.monotonic() + _DRIVER_SECONDS
+        told, deadline = -1, 0.0
         due: list[tuple[float, Fault]] = []
         while process.poll() is None:
             now = time.monotonic()
             trained = self._trained()
+            if self.log.stat().st_size != told:
+                told, deadline = self.log.stat().st_size, now + _SILENT_SECONDS
             while left and left[0].moment <= trained:
                 due.append((now + left[0].delay, left.pop(0)))
             for item in [item for item in due if item[0] <= now]:
@@ -217,6 +219,7 @@ class _Run:
                 self.result.violations.append(f"driver: hangs, after {trained} epochs: {self._last_words()}")
                 process.kill()
                 self.killed_on_purpose = True
+                process.wait()
             time.sleep(_POLL)
         left.extend(fault for _, fault in due)
         left.sort(key=lambda fault: fault.moment)

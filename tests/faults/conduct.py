@@ -200,13 +200,15 @@ class _Run:
 
     def _watch(self, process: subprocess.Popen[bytes], left: list[Fault]) -> int:
         """Brings faults about as their moments come, until the driver ends; returns its status."""
-        told, deadline = -1, 0.0
+        told, silent, last = -1, 0.0, time.monotonic()
         due: list[tuple[float, Fault]] = []
         while process.poll() is None:
             now = time.monotonic()
             trained = self._trained()
+            # A campaign that was stopped itself has not looked.
+            silent, last = silent + min(now - last, 1.0), now
             if self.log.stat().st_size != told:
-                told, deadline = self.log.stat().st_size, now + _SILENT_SECONDS
+                told, silent = self.log.stat().st_size, 0.0
             while left and left[0].moment <= trained:
                 due.append((now + left[0].delay, left.pop(0)))
             for item in [item for item in due if item[0] <= now]:
@@ -215,7 +217,7 @@ class _Run:
                     self._say(f"{item[1].kind}, after {trained} epochs")
                     due.remove(item)
             self._undo()
-            if now > deadline:
+            if silent > _SILENT_SECONDS:
                 self.result.violations.append(f"driver: hangs, after {trained} epochs: {self._last_words()}")
                 process.kill()
                 self.killed_on_purpose = True

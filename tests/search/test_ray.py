@@ -99,6 +99,7 @@ def test_trials_that_crash_fail_and_die(tmp_path):
         assert (driver.folder / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_driver_that_is_asked_to_end_leaves_its_trials_to_the_next(tmp_path):
     gates = tmp_path / "gates"

@@ -118,9 +118,20 @@ def _parser() -> argparse.ArgumentParser:
     add("sync", "bring what MLflow misses of a study that is not running", study, studies, json)
     port = ("--port", {"type": int, "default": 5000, "help": "port on 127.0.0.1 (default: 5000)"})
     add("ui", "serve the study's MLflow pages on this machine", study, port, studies)
-    pick = ("--pick", {"default": "knee", "help": "knee, fastest, most_accurate or a trial number (default: knee)"})
+    picks = "knee, fastest, most_accurate, weighted or a trial number (default: knee)"
+    limit: dict[str, Any] = {"action": "append", "default": [], "metavar": "METRIC=NUMBER"}
+    picking = (
+        ("--pick", {"help": picks}),
+        ("--above", {**limit, "help": "pick among designs with at least this, bbox_mAP=0.4 for 40 %%; repeatable"}),
+        ("--under", {**limit, "help": "pick among designs with at most this, latency_ms=20; repeatable"}),
+        (
+            "--weight",
+            {**limit, "help": "weights of --pick weighted, bbox_mAP=2; figures count from 0 to 1; repeatable"},
+        ),
+    )
+    add("choose", "pick a design, with the reason and its neighbours on the front", study, *picking, studies, json)
     out = ("--out", {"required": True, "metavar": "DIR", "help": "folder of the bundle, new or empty"})
-    add("export", "write a design as a bundle that runs without Headway", study, pick, out, studies, json)
+    add("export", "write a design as a bundle that runs without Headway", study, *picking, out, studies, json)
     add(
         "verify",
         "run a bundle again in a clean process and compare with its receipt",

@@ -275,12 +275,23 @@ def ui(options: argparse.Namespace) -> int:
     return subprocess.run(ui_command(uri, options.port), env=environment, check=False).returncode
 
 
+def choose(options: argparse.Namespace) -> None:
+    """``headway choose STUDY``."""
+    from search.choosing import choose_by
+
+    choice = choose_by(options, _open(options)[2])
+    if options.json:
+        _emit(choice.to_json())
+    else:
+        print(choice)
+
+
 def export(options: argparse.Namespace) -> None:
     """``headway export STUDY``."""
-    from analysis.choose import choose
+    from search.choosing import choose_by
 
     folder, study, store = _open(options)
-    choice = choose(store.records(), study.objective_records, options.pick)
+    choice = choose_by(options, store)
     with _quiet_stdout(options.json):
         from analysis.export import export_bundle
         from search.engine import prepare

@@ -196,6 +196,16 @@ WRONG = {
     "ui without mlflow": (["ui", "done"], "is not in MLflow"),
     # Bundles.
     "pick a word": (["export", "done", "--pick", "best", "--out", "b"], "--pick: must be knee, fastest"),
+    "a limit without a pick": (["choose", "done", "--above", "bbox_mAP=0.1"], "--above: needs --pick"),
+    "a limit that is no number": (
+        ["choose", "done", "--pick", "fastest", "--above", "bbox_mAP"], "--above: must read METRIC=NUMBER",
+    ),
+    "a limit in per cent": (
+        ["choose", "done", "--pick", "fastest", "--above", "bbox_mAP=40"], "40 % is bbox_mAP=0.4",
+    ),
+    "a limit twice": (
+        ["choose", "done", "--pick", "knee", "--under", "gmacs=1", "--under", "gmacs=2"], "gmacs is there twice",
+    ),
     "pick a stopped one": (["export", "done", "--pick", "2", "--out", "b"], "trial 2 is STOPPED"),
     "pick no trial": (["export", "done", "--pick", "77", "--out", "b"], "this study has no trial 77"),
     "export over files": (["export", "done", "--pick", "0", "--out", "full"], "--out: must be a new or empty folder"),

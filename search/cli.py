@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spaces.errors import CutShort, HeadwayError, UserError
+from spaces.errors import CutShort, HeadwayError, UserError, without_credentials
 from trainers import faults
 
 
@@ -65,8 +65,9 @@ def _command(name: str) -> Callable[[argparse.Namespace], int | None]:
 
 def _complain(error: object, debug: bool, end: End) -> End:
     if debug:
-        traceback.print_exc()
-    print(f"headway: error: {error}", file=sys.stderr)
+        # What libraries raise may name the address that they called.
+        print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
+    print(f"headway: error: {without_credentials(str(error))}", file=sys.stderr)
     return end
 
 

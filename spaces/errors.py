@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -24,6 +25,12 @@ def choices(values: Iterable[object], last: str = "or") -> str:
     if len(words) < 2:
         return "".join(words) or "none"
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def without_credentials(text: str) -> str:
+    """Takes user names and passwords out of the addresses in a text: ``http://***@host/path?password=***``."""
+    text = re.sub(r"://[^\s/@'\"]+@", "://***@", text)
+    return re.sub(r"([?&](?:user|password|passwd|pwd|token)=)[^&\s'\"]+", r"\1***", text)
 
 
 def unknown(who: str, name: str, known: Iterable[str]) -> UserError:

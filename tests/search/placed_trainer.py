@@ -12,7 +12,7 @@ def _placed(train, request, report):
     log.parent.mkdir(parents=True, exist_ok=True)
     nodes = [*(json.loads(log.read_text()) if log.exists() else []), ray.get_runtime_context().get_node_id()]
     log.write_text(json.dumps(nodes))
-    train(request, lambda message: report(replace(message, attrs={**message.attrs, "nodes": nodes})))
+    train(request, lambda message: report(replace(message, attrs={**message.attrs, "placed": nodes})))
 
 
 def detector(request, report):

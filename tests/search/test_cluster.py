@@ -87,7 +87,7 @@ class Cluster:
             running = [record for record in self.records() if record.state is TrialState.RUNNING]
             ended = sum(record.state.finished for record in self.records())
             for number, node in enumerate(self.nodes.ids[1:], 1):
-                there = [record for record in running if record.attrs.get("nodes", [None])[-1] == node]
+                there = [record for record in running if record.attrs.get("placed", [None])[-1] == node]
                 if ended >= 6 and any(len(record.curve) == 1 for record in there):
                     self.nodes.tell(f"kill {number}")
                     return node, [record.number for record in there]
@@ -115,13 +115,15 @@ def check(cluster, node, taken):
     assert {record.state for record in records} <= {TrialState.COMPLETE, TrialState.INFEASIBLE}
     assert len(taken) == 1  # a node has room for one
     assert len(trained) == 20
-    used = Counter(place for record in records for place in record.attrs["nodes"])
+    used = Counter(place for record in records for place in record.attrs["placed"])
     assert set(used) == set(cluster.nodes.ids), used
-    continued = [record for record in trained if len(set(record.attrs["nodes"])) > 1]
+    for record in records:  # what the study itself keeps, against what Ray told the trainer
+        assert {name.rpartition("/")[2] for name in record.attrs["nodes"]} == {id[:8] for id in record.attrs["placed"]}
+    continued = [record for record in trained if len(set(record.attrs["placed"])) > 1]
     assert [record.number for record in continued] == taken
     for record in continued:
-        assert record.attrs["nodes"][0] == node
-        assert record.attrs["nodes"][-1] != node
+        assert record.attrs["placed"][0] == node
+        assert record.attrs["placed"][-1] != node
     for record in trained:
         assert [epoch.epoch for epoch in record.curve] == [1, 2, 3]
     in_optuna = Store.read(cluster.folder, cluster.study)._optuna.trials

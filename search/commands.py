@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from search import tables
+from search import api, tables
 from search.folder import find_study, studies_root
 from search.store import Store
 from search.study import Study, load, parse_assignment
@@ -67,7 +67,7 @@ def submit(options: argparse.Namespace) -> int | None:
             "--studies: must be an absolute folder that all nodes of the cluster share, but got "
             f"{repr(studies) if studies else 'none'}."
         )
-    _tell_of_code(study)
+    api.tell_of_code(study)
     with _quiet_stdout(options.json):
         from search.ray_adapter.jobs import Submitter
 
@@ -98,23 +98,20 @@ def submit(options: argparse.Namespace) -> int | None:
 
 
 def _run(path: Path, options: argparse.Namespace, *, address: str | None, extend: bool) -> int | None:
-    study = load(path, options.set)
-    _tell_of_code(study)
-    root = studies_root(options.studies)
+    handle = api.Study.load(path, options.set, studies=options.studies)
+    study, folder = handle.file, handle.folder
     with _quiet_stdout(options.json):
-        from search import engine
-
-        outcome = engine.run(study, root, address=address, extend=extend)
+        outcome = handle.run(address=address, extend=extend)
     rows = tables.rows(outcome.records, study)
     if options.json:
-        _emit({**tables.summary(outcome.records, study, root / study.name), "front": rows})
+        _emit({**tables.summary(outcome.records, study, folder), "front": rows})
     else:
         tables.print_front(rows, outcome.records, study)
         tables.print_saved(outcome.records, study)
         if outcome.note:
             print(f"Ended early: {outcome.note}.")
         name = f"{study.name} --studies {options.studies}" if options.studies else study.name
-        print(f"\nThe plot:  {root / study.name / 'pareto.html'}")
+        print(f"\nThe plot:  {folder / 'pareto.html'}")
         print(f"In MLflow: headway ui {name}")
         print(f"Ship one:  headway export {name} --pick knee --out bundles/{study.name}")
     if not outcome.finished:
@@ -148,35 +145,24 @@ def _supervised(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> None:
     """``headway plan STUDY.yaml``."""
-    study = load(Path(options.study), options.set)
-    _tell_of_code(study)
+    study = api.Study.load(options.study, options.set)
     with _quiet_stdout(options.json):
-        from search.plan import make_plan
-
-        made = make_plan(study)
+        made = study.plan()
     if options.json:
         _emit(made.to_json())
     else:
-        tables.print_plan(made, study)
-
-
-def _tell_of_code(study: Study) -> None:
-    """Says that a config file is a program; nothing else that a study file names is executed."""
-    if "::" not in study.base and Path(study.base).is_file():
-        print(f"base {study.base} is a Python config: it will be executed", file=sys.stderr, flush=True)
+        tables.print_plan(made, study.file)
 
 
 def status(options: argparse.Namespace) -> None:
     """``headway status STUDY``."""
-    from search.live import read_live
-    from search.status import document, show
+    from search.status import read_status, show
 
     if options.follow and options.json:
         raise UserError("--follow: must not go with --json, which prints one document.")
     folder, study, store = _open(options)
     while True:
-        records = store.records()
-        found = document(records, study, folder, read_live(folder), store.seconds_run)
+        found, records = read_status(folder, study, store)
         if options.json:
             _emit(found)
             return
@@ -190,32 +176,24 @@ def status(options: argparse.Namespace) -> None:
 
 def front(options: argparse.Namespace) -> None:
     """``headway front STUDY``."""
-    from search.confirm import confirmed
-
-    _, study, store = _open(options)
-    records = confirmed(store)
-    rows = tables.rows(records, study)
+    study = api.Study.open(options.study, studies=options.studies)
+    records = study.records()
+    rows = tables.rows(records, study.file)
     if options.json:
         _emit(rows)
     else:
-        tables.print_front(rows, records, study)
+        tables.print_front(rows, records, study.file)
 
 
 def confirm(options: argparse.Namespace) -> int | None:
     """``headway confirm STUDY``."""
-    if options.seeds < 2:
-        raise UserError(f"--seeds: must be 2 or more, the study's own among them, but got {options.seeds}.")
-    folder, study = find_study(options.study, studies_root(options.studies))
+    study = api.Study.open(options.study, studies=options.studies)
     with _quiet_stdout(options.json):
-        from search import confirm as confirming
-
-        outcome = confirming.run(study, folder, seeds=options.seeds, address=options.address)
-        rows = tables.rows(outcome.records, study)
-        document = confirming.write(study, outcome, rows, folder)
+        outcome = study.confirm(seeds=options.seeds, address=options.address)
     if options.json:
-        _emit(document)
+        _emit(outcome.document)
     else:
-        tables.print_confirmed(document, study)
+        tables.print_confirmed(outcome.document, study.file)
     if not outcome.finished:
         print("headway: interrupted; the same command continues", file=sys.stderr)
         return 1
@@ -363,43 +341,22 @@ def draw(options: argparse.Namespace) -> None:
 
 def record(options: argparse.Namespace) -> None:
     """``headway record STUDY``."""
-    from search.recording import make_table
-
-    out = Path(options.out)
-    if out.suffix != ".parquet":
-        raise UserError(f"--out: must name a .parquet file, but got '{options.out}'.")
-    _, study, store = _open(options)
-    table = make_table(study, store.records(), store.reference_ms, out.name)
-    table.write(out)
-    document = {"table": str(out), "study": study.name, "designs": len(table.entries), **table.about}
+    table = api.Study.open(options.study, studies=options.studies).record(options.out)
+    document = {"table": str(table.path), "study": table.name, "designs": len(table.table.entries), **table.table.about}
     if options.json:
         _emit(document)
     else:
-        tables.print_recorded(document, out)
+        tables.print_recorded(document, table.path)
 
 
 def replay(options: argparse.Namespace) -> None:
     """``headway replay TABLE``."""
-    from trainers.replay import Table
+    from search.replay import write_result
 
-    for name in ("seeds", "workers"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name}: must be 1 or more, but got {getattr(options, name)}.")
-    table = Table.read(Path(options.table))
+    settings = {name: getattr(options, name) for name in ("sampler", "rungs", "first", "factor", "trials")}
     with _quiet_stdout(options.json):
-        from search.engine import prepare_space
-        from search.replay import replay, replay_study, write_result
-
-        names = ("sampler", "rungs", "first", "factor", "trials")
-        settings = {name: getattr(options, name) for name in names}
-        chosen = [replay_study(table, **settings, seed=seed) for seed in range(options.seeds)]
-        found = replay(
-            table,
-            chosen,
-            prepare_space(chosen[0]),
-            workers=options.workers,
-            say=lambda text: print(text, file=sys.stderr, flush=True),
-        )
+        table = api.Recording(options.table)
+        found = table.replay(seeds=options.seeds, workers=options.workers, **settings).document
     if options.out:
         write_result(found, Path(options.out))
     if options.json:

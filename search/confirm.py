@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.confirm import LEAST_ROUNDS, LEVEL, Evidence, Rounds, judge
 from analysis.pareto import front, is_point
 from analysis.record import Objective, TrialRecord, spread
+from search import tables
 from search.confirmation import NOTE, Confirmation, Training
 from search.delivery import open_courier, run_status
 from search.events import EVENTS, EventLog
@@ -140,6 +141,32 @@ def run(
         store.settle()
         log.write("finished", finished=finished, states=Counter(record.state.value for record in records), why=None)
         return Outcome(records, finished)
+
+
+def confirm(
+    study: Study, folder: Path, *, seeds: int, address: str | None = None, trainer: str = "trainers.detector:train"
+) -> tuple[Outcome, dict[str, Any]]:
+    """Confirms the present front and writes what was found: what ``headway confirm`` does.
+
+    Args:
+        study: See ``run``.
+        folder: See ``run``.
+        seeds: See ``run``.
+        address: See ``run``.
+        trainer: See ``run``.
+
+    Returns:
+        The outcome, and the document of ``confirm --json``.
+
+    Raises:
+        UserError: Fewer than 2 seeds, and as ``run`` does.
+        HeadwayError: As ``run`` does.
+        CutShort: As ``run`` does.
+    """
+    if seeds < 2:
+        raise UserError(f"--seeds: must be 2 or more, the study's own among them, but got {seeds}.")
+    outcome = run(study, folder, seeds=seeds, address=address, trainer=trainer)
+    return outcome, write(study, outcome, tables.rows(outcome.records, study), folder)
 
 
 def wanted(study: Study, records: Sequence[TrialRecord]) -> list[TrialRecord]:

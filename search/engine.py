@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from analysis.pareto import front_rows, write_front_csv, write_front_json
@@ -47,7 +47,7 @@ class Outcome:
         note: Why it ended before ``budget.trials``, if it did.
     """
 
-    records: Sequence[TrialRecord]
+    records: Sequence[TrialRecord] = field(repr=False)
     finished: bool
     note: str | None
 

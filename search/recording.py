@@ -7,8 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
+from search.store import Store
 from search.study import Constraint, Study
 from spaces.errors import UserError
 from spaces.space import Space
@@ -19,6 +21,24 @@ _TIMED = ("latency_ratio", "latency_pairs", "aa_ratio", "measured_ms")
 _DERIVED = ("latency_ms",)
 # Counted again on images by the sweep.
 _COUNTED_AGAIN = ("gmacs", "head_gmacs")
+
+
+def record(study: Study, store: Store, out: Path) -> Table:
+    """Writes the table of a study: what ``headway record`` does.
+
+    Args:
+        study: The study file as it was run.
+        store: The study's.
+        out: The file, ``.parquet``.
+
+    Raises:
+        UserError: ``out`` has another ending or cannot be written, or the baseline is not COMPLETE.
+    """
+    if out.suffix != ".parquet":
+        raise UserError(f"--out: must name a .parquet file, but got '{out}'.")
+    table = make_table(study, store.records(), store.reference_ms, out.name)
+    table.write(out)
+    return table
 
 
 def make_table(study: Study, records: Sequence[TrialRecord], reference_ms: float | None, name: str) -> Table:

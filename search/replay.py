@@ -157,6 +157,38 @@ def curve(
     return rows
 
 
+def replay_seeds(
+    table: Table,
+    settings: Mapping[str, Any],
+    *,
+    seeds: int,
+    workers: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Searches in a table once a seed: what ``headway replay`` does.
+
+    Args:
+        table: The table.
+        settings: Those of ``replay_study`` but for the seed.
+        seeds: Searches, with seeds 0 to ``seeds`` - 1.
+        workers: Trials side by side.
+        say: Takes a line of progress.
+
+    Returns:
+        See ``replay``.
+
+    Raises:
+        UserError: A setting is illegal.
+    """
+    for name, value in (("seeds", seeds), ("workers", workers)):
+        if value < 1:
+            raise UserError(f"--{name}: must be 1 or more, but got {value}.")
+    from search.engine import prepare_space  # late: mmdet
+
+    studies = [replay_study(table, **settings, seed=seed) for seed in range(seeds)]
+    return replay(table, studies, prepare_space(studies[0]), workers=workers, say=say)
+
+
 def replay(
     table: Table,
     studies: Sequence[Study],

@@ -16,10 +16,24 @@ from analysis.labels import short
 from analysis.record import TrialRecord, TrialState
 from search import tables
 from search.eta import clock
+from search.live import read_live
+from search.store import Store
 from search.study import Constraint, Study
 
 _SHOWN = 8  # trials named in a line
 _WAITS = {"train": "waits for a place to train", "speed": "waits for the speed node"}
+
+
+def read_status(folder: Path, study: Study, store: Store) -> tuple[dict[str, Any], list[TrialRecord]]:
+    """Reads where a study stands: the document of ``status --json``, and all trials.
+
+    Args:
+        folder: The study's.
+        study: The study file.
+        store: The study's, opened to look at it.
+    """
+    records = store.records()
+    return document(records, study, folder, read_live(folder), store.seconds_run), records
 
 
 def document(

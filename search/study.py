@@ -392,12 +392,12 @@ class Constraint:
         return f"{self.metric} {'<=' if self.upper else '>='} {self.bound:g}"
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Study:
+def load(path: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Study:
     """Reads a study file; its paths are relative to its own folder, those of ``overrides`` to the working folder.
 
     Args:
         path: YAML 1.2.
-        overrides: ``budget.trials=8`` and the like; the value is YAML.
+        overrides: ``budget.trials=8`` and the like, the value being YAML; or by key, ``{"budget.trials": 8}``.
 
     Raises:
         UserError: Anything wrong with the file or an override.
@@ -412,10 +412,25 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping with name, base, data and space, but got {type(raw).__name__}.")
     _absolute(raw, path.resolve().parent)
-    for override in overrides:
-        _override(raw, override)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_assignment, overrides)
+    for key, value in pairs:
+        _override(raw, key, _plain(value))
     _absolute(raw, Path.cwd())
     return parse(raw, str(path))
+
+
+def build(sections: Mapping[str, Any]) -> Study:
+    """Makes a study of what a study file would hold; paths are relative to the working folder.
+
+    Args:
+        sections: By key; values are plain Python ones or paths.
+
+    Raises:
+        UserError: Anything wrong with them.
+    """
+    raw = _plain(sections)
+    _absolute(raw, Path.cwd())
+    return parse(raw, "study")
 
 
 def parse(raw: Mapping[str, Any], who: str) -> Study:
@@ -458,8 +473,16 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key.strip(), parse_value(value)
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
-    key, value = parse_assignment(text)
+def _plain(value: Any) -> Any:
+    """A copy as YAML would give it: mappings and lists of words, numbers and switches."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _override(raw: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     section: Any = raw
     for parent in parents:

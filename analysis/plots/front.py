@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import plotly.graph_objects as go
+
 from analysis.plots.look import page_of, png
 from analysis.plots.matrix import matrix_figure, matrix_picture
 from analysis.plots.pair import pair_figure, pair_picture
 from analysis.record import Objective, TrialRecord
+
+
+def pareto_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective], *, title: str) -> go.Figure:
+    """Draws what ``pareto_html`` has on its page; a notebook shows it by itself."""
+    draw = matrix_figure if len(objectives) > 2 else pair_figure
+    return draw(trials, objectives, title=title)
 
 
 def pareto_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], *, title: str) -> str:
@@ -23,9 +31,7 @@ def pareto_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
         objectives: At least one.
         title: Plain text.
     """
-    if len(objectives) > 2:
-        return page_of(matrix_figure(trials, objectives, title=title), title, height=760)
-    return page_of(pair_figure(trials, objectives, title=title), title)
+    return page_of(pareto_figure(trials, objectives, title=title), title, height=760 if len(objectives) > 2 else 480)
 
 
 def pareto_png(trials: Sequence[TrialRecord], objectives: Sequence[Objective], *, title: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from analysis.record import Objective, TrialRecord
@@ -80,8 +80,25 @@ class Results(ABC):
 
         return pareto_figure(self.records(), self.objectives, title=self.name)
 
-    def choose(self, pick: str | int = "knee") -> Choice:
-        """Picks a design and says why, as ``headway export --pick`` does: see ``analysis.choose.choose``."""
+    def choose(
+        self,
+        pick: str | int = "knee",
+        *,
+        above: Mapping[str, float] | None = None,
+        under: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> Choice:
+        """Picks a design, says why, and what its neighbours are: ``headway choose``.
+
+        Args:
+            pick: ``knee``, ``fastest``, ``most_accurate``, ``weighted`` or a trial's number.
+            above: Least value by metric, ``{"bbox_mAP": 0.4}``.
+            under: Most by metric, ``{"latency_ms": 20}``.
+            weights: By metric, for ``weighted``.
+
+        Raises:
+            UserError: See ``analysis.choose.choose``.
+        """
         from analysis.choose import choose
 
-        return choose(self.records(), self.objectives, pick)
+        return choose(self.records(), self.objectives, pick, above=above, under=under, weights=weights)

@@ -198,5 +198,5 @@ def test_replays_as_frames(table):
     assert isinstance(targets, pd.DataFrame) and targets.attrs["units"]["wall_hours"] == "h"
     with pytest.raises(UserError, match="--seeds: must be 1 or more"):
         table.replay(seeds=0)
-    with pytest.raises(UserError, match="sampler.name"):
+    with pytest.raises(UserError, match=r"sampler\.name"):
         table.replay(sampler="anneal")

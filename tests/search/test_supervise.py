@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from analysis.record import TrialState
@@ -281,3 +286,65 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert "the driver was killed by SIGKILL; it is started again in 5 s (1 of 2 times in a row)" in err
     assert json.loads(out)["states"]["COMPLETE"] == 2
+
+
+def head(port: int, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Starts a cluster's head and waits until it is there."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", f"--port={port}", f"--temp-dir={folder}", "--num-cpus=2"]
+    command += ["--include-dashboard=false", "--object-store-memory=100000000"]
+    for _ in range(5):  # Ray allows half a minute for a start, on a busy machine too
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        while process.poll() is None:
+            if "This command will now block" in log.read_text():
+                return process
+            time.sleep(0.3)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process and all of its children without grace; Ray's are in sessions of their own."""
+    members = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_head_of_the_cluster_goes_away_and_comes_back(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # by default 'ray start' wants tokens
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # else drivers wait for a minute
+    file, root = tmp_path / "watched.yaml", tmp_path / "studies"
+    file.write_text(TINY)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    temporary = Path(tempfile.mkdtemp(prefix="hh"))  # short, as Ray's sockets lie below it
+    request.addfinalizer(lambda: shutil.rmtree(temporary, ignore_errors=True))
+    cluster = head(port, temporary, tmp_path / "head.log")
+    try:
+        command = [sys.executable, "-m", "search.cli", "run", str(file), "--studies", str(root)]
+        options = ["--address", f"127.0.0.1:{port}", "--restarts", "9", "--json"]
+        with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+            process = subprocess.Popen([*command, *options], stdout=out, stderr=err)
+        while not list(root.glob("watched/trials/0000/epoch_1.pth")):
+            assert process.poll() is None, (tmp_path / "err").read_text()
+            time.sleep(0.05)
+        kill_all(cluster)
+        while "it is started again" not in (tmp_path / "err").read_text():
+            assert process.poll() is None, (tmp_path / "err").read_text()
+            time.sleep(0.2)
+        cluster = head(port, temporary, tmp_path / "head.log")
+        assert process.wait(timeout=500) == 0, (tmp_path / "err").read_text()[-3000:]
+    finally:
+        kill_all(cluster)
+    told = (tmp_path / "err").read_text()
+    assert "the driver died with exit status 1; it is started again" in told, told  # by Ray itself
+    assert "Traceback" not in told
+    assert json.loads((tmp_path / "out").read_text())["states"]["COMPLETE"] == 2
+    for record in Store.read(root / "watched", load(file)).records():
+        assert [entry.epoch for entry in record.curve] == [1, 2]

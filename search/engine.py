@@ -52,8 +52,12 @@ class Outcome:
     note: str | None
 
 
-def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
+def prepare(study: Study, *, deep: bool | None = None) -> tuple[DataRequest, DataReport, Space]:
     """Checks data, base and space, before anything is written but the embedded data set's cache.
+
+    Args:
+        study: The study.
+        deep: Whether every image of the user's own data is opened, see ``check_data``.
 
     Raises:
         UserError: Whatever is wrong with them.
@@ -78,7 +82,8 @@ def prepare(study: Study) -> tuple[DataRequest, DataReport, Space]:
         assert study.data.val is not None
         train = Split(Path(study.data.train.annotations), Path(study.data.train.images))
         val = Split(Path(study.data.val.annotations), Path(study.data.val.images))
-    report = check_data(train, val, study.data.classes)
+    deep = deep if study.data.digits is None else False  # what Headway wrote itself
+    report = check_data(train, val, study.data.classes, deep=deep)
     _check_sizes(study, report)
     data = DataRequest(
         train_annotations=str(train.annotations),

@@ -126,7 +126,7 @@ def make_plan(study: Study) -> Plan:
     if study.placeholders:
         space = prepare_space(study)
     else:
-        data, report, space = prepare(study)
+        data, report, space = prepare(study, deep=True)
 
     from trainers.estimate import START_SECONDS, count_design, local_hardware, seconds_per_epoch
     from trainers.profile import count_patched

@@ -29,6 +29,9 @@ from spaces.errors import UserError, unknown
 SMALL, MEDIUM = 32**2, 96**2
 """COCO's size classes in px squared: small below the first, medium below the second, large from there on."""
 
+OPENED = 1000
+"""Images up to which a search opens every one before it trains; more would take minutes at each start."""
+
 _EXAMPLES = 3
 _SLACK = 1e-3  # px that a box may stick out before it counts: rounding in the file.
 _MIN_IMAGE = 32  # px; mmdet's COCO configs do not train on images with a shorter side below it.
@@ -140,7 +143,9 @@ class DataReport:
         return "\n".join(self.summary())
 
 
-def check_data(train: Split, val: Split, classes: Sequence[str] | None = None, *, deep: bool = False) -> DataReport:
+def check_data(
+    train: Split, val: Split, classes: Sequence[str] | None = None, *, deep: bool | None = False
+) -> DataReport:
     """Checks a data set and tells what is in it.
 
     Args:
@@ -148,7 +153,9 @@ def check_data(train: Split, val: Split, classes: Sequence[str] | None = None, *
         val: The split that accuracy is measured on.
         classes: The classes to detect, in any order; by default all of the files' categories. Labels follow the
             order of the file's categories, because mmdet's do.
-        deep: Also opens every image, compares its size with the file's, and finds copies by content.
+        deep: Also opens every image, compares its size with the file's, and finds copies by content: what reads images
+            for training takes one that was cut off for a partly grey one. ``None``: where there are at most
+            ``OPENED`` of them.
 
     Raises:
         UserError: The data cannot be trained on, or measured on, as it is. The message names the study's key, the
@@ -157,6 +164,7 @@ def check_data(train: Split, val: Split, classes: Sequence[str] | None = None, *
     parts = [_Part("train", train), _Part("val", val)]
     labels = _labels(parts, classes)
     reports = [part.report(labels) for part in parts]
+    deep = sum(report.images for report in reports) <= OPENED if deep is None else deep
     if deep:
         for part in parts:
             part.open_images()

@@ -420,6 +420,16 @@ def test_broken_images_are_refused_when_opened(data: Data) -> None:
         data.check(deep=True)
 
 
+def test_a_small_data_set_is_opened_where_nothing_is_said(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = data.draw("val1.jpg", (80, 100))
+    path.write_bytes(path.read_bytes()[:-40])  # OpenCV gives it with a grey end, and says nothing
+    data.val["images"][0] |= {"file_name": path.name, "height": 80, "width": 100}
+    with pytest.raises(UserError, match=r"must be readable to their end, but 1 is not: val1\.jpg"):
+        data.check(deep=None)
+    monkeypatch.setattr("trainers.data.OPENED", 3)
+    assert not data.check(deep=None).deep
+
+
 def test_the_fingerprint_follows_the_content_not_the_place(data: Data, tmp_path: Path) -> None:
     first = data.check().fingerprint
     assert len(first) == 64

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import invariants
+import psutil
 import trainer as analytic
 from reference import undisturbed
 from ruamel.yaml import YAML
@@ -256,7 +257,8 @@ class _Run:
         return self._signal_worker(signal.SIGKILL)
 
     def _worker_stopped(self, fault: Fault, process: subprocess.Popen[bytes]) -> bool:
-        return self._signal_worker(signal.SIGSTOP)
+        # Before its watchdog stands nothing would notice: README's limits say so.
+        return self._signal_worker(signal.SIGSTOP, _watched)
 
     def _driver_killed(self, fault: Fault, process: subprocess.Popen[bytes]) -> bool:
         self.killed_on_purpose = True
@@ -342,10 +344,10 @@ class _Run:
     def _later(self, fault: Fault, action: Callable[[], None]) -> None:
         self.undo.append((time.monotonic() + fault.seconds, fault.kind, action))
 
-    def _signal_worker(self, which: signal.Signals) -> bool:
-        """Sends a signal to the process of a trial that runs now; returns whether there is one."""
+    def _signal_worker(self, which: signal.Signals, fit: Callable[[int], bool] = lambda _: True) -> bool:
+        """Sends a signal to the process of a trial that runs now; returns whether there is one that is ``fit``."""
         for number, command in invariants.alive(self.marker).items():
-            if "ImplicitFunc" in command or "run_trial" in command:
+            if ("ImplicitFunc" in command or "run_trial" in command) and fit(number):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, which)
                     return True
@@ -407,3 +409,10 @@ class _Run:
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " / ".join(lines[-3:])[-500:]
+
+
+def _watched(number: int) -> bool:
+    """Whether the watchdog of a trial's process has started."""
+    with contextlib.suppress(psutil.Error):
+        return any("watchdog.py" in " ".join(child.cmdline()) for child in psutil.Process(number).children())
+    return False

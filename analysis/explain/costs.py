@@ -1,0 +1,63 @@
+"""Where the multiply-adds go: by part of the detector and by pyramid level of its head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analysis.explain.dress import SERIES, Drawn, dress, thin
+from analysis.labels import short
+from analysis.record import Objective, TrialRecord
+from analysis.view import view_of
+
+_MOST = 14
+
+
+def macs_of(trial: TrialRecord) -> Mapping[str, Any] | None:
+    """Gives ``parts`` and ``levels`` of a trial's multiply-adds in units of one, ``None`` where they were not kept."""
+    found: Mapping[str, Any] | None = (trial.attrs.get("cost") or {}).get("macs")
+    return found
+
+
+def costs_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> Drawn | None:
+    """Draws the multiply-adds of the baseline and of each front member as stacked bars, in the order of the front."""
+    view = view_of(trials, objectives)
+    members = [trial for trial in view.members if not trial.baseline and macs_of(trial)]
+    shown = [*([view.baseline] if view.baseline and macs_of(view.baseline) else []), *thin(members, _MOST)]
+    if not shown:
+        return None
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=("by part", "head by level"))
+    names = [f"<b>{trial.label}</b> {'baseline' if trial.baseline else short(trial.knobs, 42)}" for trial in shown]
+    for column, key in enumerate(("parts", "levels"), start=1):
+        found = [macs_of(trial) or {} for trial in shown]
+        kinds = list(dict.fromkeys(kind for macs in found for kind, value in macs[key].items() if value))
+        for index, kind in enumerate(kinds):
+            values = [macs[key].get(kind, 0) / 1e9 for macs in found]
+            totals = [sum(macs[key].values()) / 1e9 for macs in found]
+            shares = [100 * value / total if total else 0.0 for value, total in zip(values, totals, strict=True)]
+            figure.add_trace(
+                go.Bar(
+                    y=names,
+                    x=values,
+                    orientation="h",
+                    name=kind,
+                    legend="legend" if column == 1 else "legend2",
+                    marker={"color": SERIES[index % len(SERIES)], "line": {"color": "white", "width": 1}},
+                    customdata=shares,
+                    hovertemplate=f"{kind}: %{{x:.3g}} G, %{{customdata:.0f}} %<extra></extra>",
+                ),
+                row=1,
+                col=column,
+            )
+    dress(figure, 150 + 30 * len(shown))
+    below = {"orientation": "h", "y": -70 / (55 + 30 * len(shown)), "yanchor": "top", "xanchor": "left"}
+    figure.update_layout(barmode="stack", legend={**below, "x": 0}, legend2={**below, "x": 0.52}, margin={"b": 95})
+    figure.update_xaxes(title="multiply-adds (G)")
+    figure.update_yaxes(autorange="reversed")
+    note = "" if len(members) <= _MOST else f"{_MOST} of the {len(members)} front members are drawn, evenly chosen."
+    lacking = sum(1 for trial in view.members if not macs_of(trial))
+    note += f" Of {lacking} front members the breakdown was not recorded." if lacking else ""
+    return Drawn(figure, f"Multiply-adds by part and by pyramid level of {len(shown)} designs.", note.strip())

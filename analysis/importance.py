@@ -8,8 +8,8 @@ that averages over all other knobs are exact sums, not samples.
 A design has knobs that others lack, which needs decisions:
 
 - Whether a family is there at all is a knob of its own, named like the family, where designs differ in it.
-- A design that lacks a knob gets, in each tree anew, the value of a random design that has it. So a knob's share is that
-  of its values; that of being there goes to the family's switch, or to the knob that decides it.
+- A design that lacks a knob gets, in each tree anew, the value of a random design that has it. So a knob's share is
+  that of its values; that of being there goes to the family's switch, or to the knob that decides it.
 - A set (levels, positions) is one knob, though trees look at its elements.
 - All values of a knob that were tried count alike, however often the sampler came back to them.
 - The baseline is left out: nobody proposed it, and its families are all off.
@@ -33,7 +33,7 @@ LEAST_EXPLAINED = 0.3
 """Share of the variance of unseen designs that the forest must predict before its shares mean anything."""
 
 _TREES = 64
-_LEAST_ROWS = 6
+_LEAST_ROWS = 20  # with fewer, the order of the knobs is a guess as well
 _MOST_ROWS = 1000
 _MOST_VALUES = 24  # of an ordered knob, evenly chosen
 _MOST_SETS = 64
@@ -51,8 +51,8 @@ class Importance:
         metric: The objective.
         designs: Designs that it rests on; every setting of a sweep is one.
         sampled: Designs that were there, of which ``designs`` were drawn; ``None`` where all were taken.
-        explained: Share of the variance of designs that a tree did not see which the forest predicts (out-of-bag R²), at
-            most 1; below 0 it is worse than the mean. NaN where nothing was learned.
+        explained: Share of the variance of designs that a tree did not see which the forest predicts (out-of-bag R²),
+            at most 1; below 0 it is worse than the mean. NaN where nothing was learned.
         shares: By knob the share of the predicted variance that it explains alone, 0 to 1, descending.
         pairs: By pair of knobs the share that the two explain together beyond what each does alone, descending.
         fixed: Knobs that all designs with them have at one value.
@@ -70,7 +70,7 @@ class Importance:
     def doubt(self) -> str | None:
         """Why the shares are not to be relied on, ``None`` where nothing speaks against them."""
         if not self.shares:
-            return "nothing to explain"
+            return f"{self.designs} designs that are too few or too alike"
         if self.designs < LEAST_TRIALS:
             return f"{self.designs} designs, fewer than the {LEAST_TRIALS} that shares need to settle"
         if not self.explained >= LEAST_EXPLAINED:
@@ -106,18 +106,23 @@ def importances(trials: Iterable[TrialRecord], objectives: Sequence[Objective], 
     Returns:
         One an objective, in their order.
     """
-    records = [record for record in spread(trials) if not record.baseline]
-    found = []
-    for objective in objectives:
-        trained = objective.maximize or objective.metric.startswith("bbox_")
-        rows = [
-            record
-            for record in records
-            if (record.state is TrialState.COMPLETE or not trained)
-            and math.isfinite(record.metrics.get(objective.metric, math.nan))
-        ]
-        found.append(_importance(rows, objective.metric, np.random.default_rng(seed)))
-    return found
+    records = spread(trials)
+    return [
+        _importance(proposed(records, objective), objective.metric, np.random.default_rng(seed))
+        for objective in objectives
+    ]
+
+
+def proposed(records: Iterable[TrialRecord], objective: Objective) -> list[TrialRecord]:
+    """Keeps the proposed designs of which the objective is known as it would be in the end; see ``importances``."""
+    trained = objective.maximize or objective.metric.startswith("bbox_")
+    return [
+        record
+        for record in records
+        if not record.baseline
+        and (record.state is TrialState.COMPLETE or not trained)
+        and math.isfinite(record.metrics.get(objective.metric, math.nan))
+    ]
 
 
 def _importance(records: Sequence[TrialRecord], metric: str, rng: np.random.Generator) -> Importance:
@@ -342,4 +347,5 @@ def _thin(grid: Floats) -> Floats:
     most = _MOST_VALUES if grid.shape[1] == 1 else _MOST_SETS
     if len(grid) <= most:
         return grid
-    return grid[np.round(np.linspace(0, len(grid) - 1, most)).astype(int)]
+    chosen: Floats = grid[np.round(np.linspace(0, len(grid) - 1, most)).astype(int)]
+    return chosen

@@ -29,7 +29,9 @@ def costs_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective])
     shown = [*([view.baseline] if view.baseline and macs_of(view.baseline) else []), *thin(members, _MOST)]
     if not shown:
         return None
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=("by part", "head by level"))
+    figure = make_subplots(
+        1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=("by part", "head by level")
+    )
     names = [f"<b>{trial.label}</b> {'baseline' if trial.baseline else short(trial.knobs, 42)}" for trial in shown]
     for column, key in enumerate(("parts", "levels"), start=1):
         found = [macs_of(trial) or {} for trial in shown]
@@ -53,7 +55,8 @@ def costs_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective])
                 col=column,
             )
     dress(figure, 150 + 30 * len(shown))
-    below = {"orientation": "h", "y": -70 / (55 + 30 * len(shown)), "yanchor": "top", "xanchor": "left"}
+    room = 55 + 30 * len(shown)
+    below = {"orientation": "h", "y": -70 / room, "yanchor": "top", "xanchor": "left", "traceorder": "normal"}
     figure.update_layout(barmode="stack", legend={**below, "x": 0}, legend2={**below, "x": 0.52}, margin={"b": 95})
     figure.update_xaxes(title="multiply-adds (G)")
     figure.update_yaxes(autorange="reversed")

@@ -68,6 +68,7 @@ def _line(trial: TrialRecord) -> tuple[list[int], list[float]]:
 
 def _curve(figure: go.Figure, trial: TrialRecord, name: str, colour: str, width: float, *, legend: bool) -> None:
     epochs, values = _line(trial)
+    said = f"trial {trial.number}, {short(trial.knobs, 60)}"
     figure.add_trace(
         go.Scatter(
             x=epochs,
@@ -78,7 +79,7 @@ def _curve(figure: go.Figure, trial: TrialRecord, name: str, colour: str, width:
             showlegend=legend,
             line={"color": colour, "width": width},
             marker={"size": 5},
-            hovertemplate=f"trial {trial.number}, {short(trial.knobs, 60)}<br>epoch %{{x}}: %{{y:.1f}} %<extra></extra>",
+            hovertemplate=f"{said}<br>epoch %{{x}}: %{{y:.1f}} %<extra></extra>",
         )
     )
 

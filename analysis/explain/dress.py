@@ -16,7 +16,7 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK)
 
 FRONT = {"color": BLUE, "size": 10, "line": {"color": "white", "width": 1}}
 REST = {"color": GREY, "size": 6, "opacity": 0.5}
-BASELINE = {"color": VERMILION, "size": 15, "symbol": "star", "line": {"color": "white", "width": 1}}
+UNFIT = {"color": ORANGE, "size": 6, "symbol": "x-thin", "line": {"color": ORANGE, "width": 1.5}, "opacity": 0.8}
 
 Item = TypeVar("Item")
 

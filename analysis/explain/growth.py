@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import plotly.graph_objects as go
 
@@ -18,9 +19,8 @@ def growth_figure(rows: Sequence[Row]) -> Drawn | None:
     """
     if not rows:
         return None
-    kept = [rows[0]]
-    kept += [row for before, row in zip(rows, rows[1:], strict=False) if row["hypervolume"] > before["hypervolume"]]
-    kept += [rows[-1]] if kept[-1] is not rows[-1] else []
+    grew = [row for before, row in pairwise(rows) if row["hypervolume"] > before["hypervolume"]]
+    kept = [row for row in rows if row is rows[0] or row is rows[-1] or any(row is one for one in grew)]
     last = kept[-1]["hypervolume"]
     share = [100 * row["hypervolume"] / last if last else 0.0 for row in kept]
     figure = go.Figure(
@@ -38,4 +38,4 @@ def growth_figure(rows: Sequence[Row]) -> Drawn | None:
     dress(figure, 320)
     figure.update_xaxes(title="hours spent in trials", rangemode="tozero")
     figure.update_yaxes(title="hypervolume", rangemode="tozero")
-    return Drawn(figure, f"Hypervolume over compute hours: it grew {len(kept) - 1} times up to {last:.4g}.")
+    return Drawn(figure, f"Hypervolume over compute hours: {len(grew)} trials let it grow, up to {last:.4g}.")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from analysis.explain.dress import Drawn, dress, thin
-from analysis.explain.settings import Ruler, setting
-from analysis.labels import axis, figure as worded, scaled, short
+from analysis.explain.settings import Ruler, setting, varying
+from analysis.labels import axis, scaled, short
+from analysis.labels import figure as worded
 from analysis.pareto import points
 from analysis.plots.look import BLUE, FAINT_INK, GREY, VERMILION
 from analysis.record import Objective, TrialRecord
@@ -38,7 +39,9 @@ def parallel_figure(
     """
     view = view_of(trials, objectives)
     drawn = points(trials, objectives)
-    chosen = list(knobs[:_MOST_KNOBS])
+    there = varying(drawn)
+    knobs = [knob for knob in knobs if knob in there]
+    chosen = knobs[:_MOST_KNOBS]
     if len(drawn) < 2 or not chosen:
         return None
     axes = [*(_knob_axis(drawn, knob) for knob in chosen), *(_objective_axis(drawn, item) for item in objectives)]
@@ -64,7 +67,9 @@ def parallel_figure(
     if view.baseline is not None:
         _line(figure, axes, view.baseline, objectives, "baseline", VERMILION, 3, legend=True)
     for place, one in enumerate(axes):
-        figure.add_vline(x=place, line={"color": FAINT_INK, "width": 1}, layer="below")
+        figure.add_shape(
+            type="line", x0=place, x1=place, y0=-0.02, y1=1.02, line={"color": FAINT_INK, "width": 1}, layer="below"
+        )
         words = one.title.replace(".", ".<br>") if place < len(chosen) else one.title.replace(" (", "<br>(")
         figure.add_annotation(x=place, y=1.05, text=f"<b>{words}</b>", showarrow=False, yanchor="bottom")
         for height, text in one.ticks:

@@ -10,10 +10,9 @@ from plotly.subplots import make_subplots
 
 from analysis.explain.dress import SERIES, Drawn, dress
 from analysis.explain.settings import Ruler, setting
-from analysis.importance import Importance
+from analysis.importance import Importance, proposed
 from analysis.labels import axis, scaled
-from analysis.pareto import points
-from analysis.record import Objective, TrialRecord
+from analysis.record import Objective, TrialRecord, spread
 
 _MOST = 15
 _MOST_PAIRS = 8
@@ -66,17 +65,15 @@ def _either(item: Importance, pair: tuple[str, str]) -> float:
     return item.pairs.get(pair, item.pairs.get((pair[1], pair[0]), 0.0))
 
 
-def surface_figure(
-    trials: Sequence[TrialRecord], objectives: Sequence[Objective], objective: Objective, pair: tuple[str, str]
-) -> Drawn | None:
+def surface_figure(trials: Sequence[TrialRecord], objective: Objective, pair: tuple[str, str]) -> Drawn | None:
     """Draws the median of an objective for each combination of two knobs' values, as it was measured.
 
     A knob of more than ten numbers is cut into ten equal steps; a combination that nobody tried stays white.
     """
-    drawn = [trial for trial in points(trials, objectives) if not trial.baseline]
-    if len(drawn) < 4:
-        return None
+    drawn = proposed(spread(trials), objective)
     ways = [_steps([setting(trial, knob) for trial in drawn]) for knob in pair]
+    if min(len(names) for _, names in ways) < 2:
+        return None
     cells: dict[tuple[int, int], list[float]] = {}
     for trial, row, column in zip(drawn, ways[0][0], ways[1][0], strict=True):
         cells.setdefault((row, column), []).append(scaled(objective.metric, trial.metrics[objective.metric]))

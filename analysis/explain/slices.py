@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.explain.dress import BASELINE, FRONT, REST, Drawn, dress, thin
+from analysis.explain.dress import FRONT, REST, UNFIT, Drawn, dress, thin
 from analysis.explain.settings import Ruler, setting
+from analysis.importance import proposed
 from analysis.labels import axis, scaled
-from analysis.pareto import points
 from analysis.plots.look import INK, VERMILION
-from analysis.record import Objective, TrialRecord
+from analysis.record import Objective, TrialRecord, TrialState, spread
 from analysis.view import view_of
 
 _COLUMNS = 3
@@ -27,6 +27,8 @@ def slices_figure(
 ) -> Drawn | None:
     """Draws an objective over each knob. The front is blue, the baseline a dashed line, medians are black strokes.
 
+    Of cost and latency also designs that were refused or stopped are drawn, as crosses.
+
     Args:
         trials: All records.
         objectives: Of the study; the front is over all of them.
@@ -34,12 +36,13 @@ def slices_figure(
         knobs: In the order of the panels; the first 12 are drawn.
     """
     view = view_of(trials, objectives)
-    drawn = [trial for trial in points(trials, objectives) if not trial.baseline]
+    drawn = proposed(spread(trials), objective)
     if len(drawn) < 2 or not knobs:
         return None
     members = {member.label for member in view.members}
     drawn.sort(key=lambda trial: (trial.metrics[objective.metric], trial.number, trial.point))
-    rest = thin([trial for trial in drawn if trial.label not in members], _MOST)
+    unfit = thin([trial for trial in drawn if trial.state is not TrialState.COMPLETE], _MOST)
+    rest = thin([t for t in drawn if t.state is TrialState.COMPLETE and t.label not in members], _MOST)
     front = [trial for trial in drawn if trial.label in members]
     chosen = list(knobs[:_MOST_KNOBS])
     columns = min(_COLUMNS, len(chosen))
@@ -51,7 +54,8 @@ def slices_figure(
     for index, knob in enumerate(chosen):
         cell = {"row": index // columns + 1, "col": index % columns + 1}
         ruler = Ruler.of([setting(trial, knob) for trial in drawn])
-        for group, name, look in ((rest, "dominated", REST), (front, "front", FRONT)):
+        groups = ((unfit, "not COMPLETE", UNFIT), (rest, "dominated", REST), (front, "front", FRONT))
+        for group, name, look in groups:
             _cloud(figure, group, name, look, knob, ruler, objective, cell, legend=index == 0)
         if not ruler.numbers:
             _medians(figure, drawn, knob, ruler, objective, cell, legend=index == 0)
@@ -71,8 +75,8 @@ def slices_figure(
     figure.update_layout(legend={"y": 1 + 30 / (265 * rows)}, margin={"t": 70})
     for row in range(1, rows + 1):
         figure.update_yaxes(title=axis(objective.metric), row=row, col=1)
-    dominated = len(drawn) - len(front)
-    note = f"{len(rest)} of {dominated} dominated designs are drawn, evenly chosen." if dominated > len(rest) else ""
+    faint, left = len(drawn) - len(front), len(rest) + len(unfit)
+    note = f"{left} of {faint} designs off the front are drawn, evenly chosen." if faint > left else ""
     if len(knobs) > len(chosen):
         note += f" The {len(chosen)} knobs that explain most are drawn, of {len(knobs)}."
     said = f"{axis(objective.metric)} of {len(drawn)} designs over each of {len(chosen)} knobs; the front is marked."
@@ -142,5 +146,3 @@ def _medians(
         ),
         **cell,
     )
-
-

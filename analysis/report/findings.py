@@ -69,7 +69,7 @@ class Findings:
             volume = growth[-1]["hypervolume"] if growth else 0.0
             alone = pareto.hypervolume([baseline], objectives, reference)
         importance = importances(trials, objectives)
-        weight = {name: max(found.shares.get(name, 0.0) for found in importance) for name in varying(points)}
+        weight = {name: max(found.shares.get(name, 0.0) for found in importance) for name in varying(trials)}
         words = ["knee", "fastest", "most_accurate"] if points else []
         return cls(
             trials=trials,

@@ -20,9 +20,14 @@ from analysis.plots.matrix import matrix_figure
 from analysis.plots.pair import pair_figure
 from analysis.plots.words import confirmation
 from analysis.record import Objective, TrialRecord, TrialState
-from analysis.report import story
 from analysis.report.context import Context
 from analysis.report.findings import Findings, quartiles
+from analysis.report.onward import commands
+from analysis.report.reasons import ended, why
+from analysis.report.searched import knob_rows, searched
+from analysis.report.summary import budgets, picked, summary
+from analysis.report.trust import doubts
+from analysis.report.words import duration, listed
 
 _MOST_ROWS = 40
 _MOST_NAMED = 30
@@ -65,17 +70,17 @@ def report_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
         name=context.name,
         stamp=_stamp(found),
         plotly=Markup(get_plotlyjs()),
-        summary=story.summary(found),
-        searched=story.searched(found),
-        knobs=story.knob_rows(found),
+        summary=summary(found),
+        searched=searched(found),
+        knobs=knob_rows(found),
         front=panels.add(_front(found)),
         columns=_columns(found),
         rows=_rows(found),
         hidden=max(0, len(found.front) - _MOST_ROWS),
         growth=panels.add(explain.growth_figure(found.growth)),
-        picked=story.picked(found),
-        budgets=story.budgets(found),
-        why=story.why(found),
+        picked=picked(found),
+        budgets=budgets(found),
+        why=why(found),
         shares=panels.add(explain.shares_figure(found.importance)),
         surfaces=[panels.add(drawn) for drawn in _surfaces(found)],
         parallel=panels.add(explain.parallel_figure(found.trials, objectives, found.knobs)),
@@ -87,10 +92,10 @@ def report_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
         costs=panels.add(explain.costs_figure(found.trials, objectives)),
         costs_unknown=bool(found.front) and not any(explain.costs.macs_of(member) for member in found.front),
         curves=panels.add(explain.curves_figure(found.trials, objectives, context.rungs)),
-        ended=story.ended(found),
+        ended=ended(found),
         endings=[_ending(found, item) for item in found.endings],
-        doubts=story.doubts(found),
-        commands=story.commands(found),
+        doubts=doubts(found),
+        commands=commands(found),
         panels=panels.made,
     )
 
@@ -146,8 +151,8 @@ def _surfaces(found: Findings) -> list[Drawn]:
     """The pair that explains most of each objective beyond its knobs alone."""
     drawn = []
     for objective, item in zip(found.objectives, found.importance, strict=True):
-        pair = next((pair for pair, share in item.pairs.items() if share >= 0.01), None)
-        surface = explain.surface_figure(found.trials, found.objectives, objective, pair) if pair else None
+        pair = next((pair for pair, share in item.pairs.items() if share >= 0.02), None)
+        surface = explain.surface_figure(found.trials, objective, pair) if pair else None
         drawn += [surface] if surface else []
     return drawn
 
@@ -174,7 +179,7 @@ def _rows(found: Findings) -> list[dict[str, Any]]:
         cells = []
         for name in [*(objective.metric for objective in found.objectives), *_extra(found)]:
             value = member.metrics.get(name)
-            text = "" if value is None else figure(name, value).removeprefix(axis(name).split(" (")[0]).strip()
+            text = "" if value is None else _bare(name, value)
             ends = quartiles(member) if name == "latency_ratio" and not member.baseline else None
             cells.append(f"{text} ({ends[0]:.3f} to {ends[1]:.3f})" if ends else text)
         rows.append(
@@ -190,6 +195,12 @@ def _rows(found: Findings) -> list[dict[str, Any]]:
     return rows
 
 
+def _bare(metric: str, value: float) -> str:
+    """Words a figure without its name and unit, which head its column."""
+    name, _, unit = axis(metric).partition(" (")
+    return figure(metric, value).removeprefix(name).removesuffix(unit.rstrip(")")).strip()
+
+
 def _ending(found: Findings, item: explain.Ending) -> dict[str, Any]:
     """A row of what did not come to its end."""
     values = "" if item.values is None else f"{item.values[0]:.4g} to {item.values[1]:.4g}"
@@ -200,10 +211,8 @@ def _ending(found: Findings, item: explain.Ending) -> dict[str, Any]:
         "state": item.state.value,
         "reason": item.reason,
         "count": len(item.trials),
-        "values": values,
-        "hours": story.duration(item.hours),
-        "trials": story.listed([str(number) for number in item.trials], _MOST_NAMED),
+        "range": values,
+        "hours": duration(item.hours),
+        "trials": listed([str(number) for number in item.trials], _MOST_NAMED),
         "traceback": next((trace[-_TRACEBACK:] for trace in traces if trace), ""),
     }
-
-

@@ -55,6 +55,7 @@ class Importance:
             at most 1; below 0 it is worse than the mean. NaN where nothing was learned.
         shares: By knob the share of the predicted variance that it explains alone, 0 to 1, descending.
         pairs: By pair of knobs the share that the two explain together beyond what each does alone, descending.
+            A family's switch and its own knobs are no pair.
         fixed: Knobs that all designs with them have at one value.
     """
 
@@ -278,11 +279,16 @@ class _Forest:
         return np.hstack(parts)
 
     def together(self) -> dict[tuple[str, str], float]:
-        """By pair of knobs the variance that only the two together have."""
+        """By pair of knobs, in alphabetical order, the variance that only the two together have.
+
+        The switch of a family and its own knobs are no pair: that these matter only where it is on is no news.
+        """
         names = sorted(self.alone, key=lambda name: -self.alone[name])[:_MOST_KNOBS_IN_PAIRS]
         found = {}
         for index, one in enumerate(names):
             for other in names[index + 1 :]:
+                if one in _family(other) or other in _family(one):
+                    continue
                 surface = np.mean(
                     [
                         (boxes.inside[one] * boxes.average([one, other])[:, None]).T @ boxes.inside[other]
@@ -291,7 +297,7 @@ class _Forest:
                     axis=0,
                 )  # (values of one, values of other)
                 rest = surface - surface.mean(1, keepdims=True) - surface.mean(0, keepdims=True) + surface.mean()
-                found[one, other] = float((rest**2).mean())
+                found[min(one, other), max(one, other)] = float((rest**2).mean())
         return found
 
 
@@ -341,6 +347,12 @@ class _Boxes:
             if name not in free:
                 result = result * size
         return result
+
+
+def _family(name: str) -> tuple[str, ...]:
+    """The switch that a knob stands under."""
+    family, dot, _ = name.partition(".")
+    return (family,) if dot else ()
 
 
 def _thin(grid: Floats) -> Floats:

@@ -116,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     seeds_help = "seeds of a point, the study's own among them (default: 3)"
     seeds = ("--seeds", {"type": int, "default": 3, "metavar": "K", "help": seeds_help})
     add("confirm", "train the front again with other seeds, time it together", study, seeds, address, studies, json)
+    report_out = ("--out", {"metavar": "FILE.html", "help": "the page (default: report.html in the study's folder)"})
+    add("report", "one page that tells what was found, why, and what not to trust", study, report_out, studies, json)
     add("sync", "bring what MLflow misses of a study that is not running", study, studies, json)
     port = ("--port", {"type": int, "default": 5000, "help": "port on 127.0.0.1 (default: 5000)"})
     add("ui", "serve the study's MLflow pages on this machine", study, port, studies)

@@ -200,6 +200,19 @@ def confirm(options: argparse.Namespace) -> int | None:
     return None
 
 
+def report(options: argparse.Namespace) -> None:
+    """``headway report STUDY``."""
+    from search.report import write_report
+
+    folder, study, store = _open(options)
+    with _quiet_stdout(options.json):
+        found = write_report(study, folder, store, Path(options.out) if options.out else None)
+    if options.json:
+        _emit(found)
+    else:
+        print(f"The report: {found['report']}")
+
+
 def sync(options: argparse.Namespace) -> None:
     """``headway sync STUDY``."""
     from search.confirm import confirmed

@@ -80,9 +80,10 @@ def run(
     from search import ray_adapter
     from search.begun import begun
     from search.engine import check_speed_device, prepare, write_pages
+    from search.report import leave_report
     from trainers.together import TogetherRequest
 
-    data, _, space = prepare(study)
+    data, report, space = prepare(study)
     with ExitStack() as stack:
         stack.enter_context(room(folder))
         stack.enter_context(claimed(folder))
@@ -135,9 +136,10 @@ def run(
             _clean(folder / training.folder, keep=bool(training.trial.sweep))
         records = confirmed(store)
         write_pages(folder, study, records)
+        page = leave_report(study, folder, records, seconds_run=store.seconds_run, data=report, space=space)
         tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
         tracker.begin(records)
-        tracker.close(run_status(records))
+        tracker.close(run_status(records), [page] if page else [])
         store.settle()
         log.write("finished", finished=finished, states=Counter(record.state.value for record in records), why=None)
         return Outcome(records, finished)

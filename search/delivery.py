@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.record import TrialRecord, TrialState
+from search.folder import REPORT
 from search.storage import safe_url
 from search.study import Study
 from search.tracking import Courier, default_uri, public_uri
@@ -50,7 +51,8 @@ def deliver(study: Study, folder: Path, records: Sequence[TrialRecord]) -> Deliv
     tracker = open_tracker(study, folder)
     tracker.reconcile(records)
     if not tracker.pending:
-        tracker.close(run_status(records))
+        page = folder / REPORT
+        tracker.close(run_status(records), [page] if page.exists() else [])
     if tracker.pending:
         where = public_uri(tracking_uri(study, folder))
         raise HeadwayError(f"{study.name}: MLflow at {where} fails: {tracker.failure}; the same command goes on.")

@@ -23,6 +23,7 @@ from search.live import Live, Seen, UnderWay, time_left
 from search.places import Places
 from search.progress import Progress
 from search.proposals import EarlierPoint, check_sampler, earlier_points
+from search.report import leave_report
 from search.resources import Resources
 from search.store import Store, await_database, plainly
 from search.study import Study
@@ -245,7 +246,8 @@ def run(
             )
         records = confirmed(store)
         finished = all(record.state.finished for record in records)
-        tracker.close(run_status(records))
+        page = leave_report(study, folder, records, seconds_run=store.seconds_run, data=report, space=space)
+        tracker.close(run_status(records), [page] if page else [])
         write_pages(folder, study, records)
         for record in records:
             _clean(folder / record.folder, record)

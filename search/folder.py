@@ -18,6 +18,7 @@ from spaces.errors import CutShort, HeadwayError, UserError
 from trainers import faults, files
 
 STUDY_FILE = "study.yaml"
+REPORT = "report.html"
 
 
 def studies_root(given: str | None = None) -> Path:

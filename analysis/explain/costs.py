@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis.explain.dress import SERIES, Drawn, dress, thin
-from analysis.labels import short
+from analysis.explain.settings import brief, varying
 from analysis.record import Objective, TrialRecord
 from analysis.view import view_of
 
@@ -29,10 +29,11 @@ def costs_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective])
     shown = [*([view.baseline] if view.baseline and macs_of(view.baseline) else []), *thin(members, _MOST)]
     if not shown:
         return None
+    knobs = varying(view.members)
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=("by part", "head by level")
     )
-    names = [f"<b>{trial.label}</b> {'baseline' if trial.baseline else short(trial.knobs, 42)}" for trial in shown]
+    names = [f"<b>{trial.label}</b> {'baseline' if trial.baseline else brief(trial, knobs, 54)}" for trial in shown]
     for column, key in enumerate(("parts", "levels"), start=1):
         found = [macs_of(trial) or {} for trial in shown]
         kinds = list(dict.fromkeys(kind for macs in found for kind, value in macs[key].items() if value))

@@ -58,7 +58,8 @@ def curves_figure(
     left = sum(len(group) - len(thin(group, _MOST // 2)) for group in (stopped, others))
     left += len(front) - len(thin(front, _MOST_FRONT))
     note = f"{len(trained) - left} of {len(trained)} curves are drawn, evenly chosen by length and AP." if left else ""
-    return Drawn(figure, f"AP by epoch of {len(trained)} trials, {len(stopped)} of them stopped at a rung.", note)
+    ended = f", {len(stopped)} of them stopped at a rung" if stopped else ""
+    return Drawn(figure, f"AP by epoch of {len(trained)} trials{ended}.", note)
 
 
 def _line(trial: TrialRecord) -> tuple[list[int], list[float]]:

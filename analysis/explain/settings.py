@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.labels import knob_value
+from analysis.labels import knob_value, short
 from analysis.record import TrialRecord
 
 LACKS = "–"
@@ -31,6 +31,12 @@ def varying(trials: Iterable[TrialRecord]) -> list[str]:
         name: {repr(trial.knobs[name]) for trial in proposed if name in trial.knobs} for name in names
     }
     return [*switches, *(name for name in names if len(seen[name]) > 1)]
+
+
+def brief(trial: TrialRecord, names: Sequence[str], longest: int | None = None) -> str:
+    """Words a design by the knobs among ``names``, those that differ between the designs at hand."""
+    told = {name: value for name, value in trial.knobs.items() if name in names}
+    return short(told or trial.knobs, longest)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def shares_figure(found: Sequence[Importance]) -> Drawn | None:
         look = {"color": SERIES[index % len(SERIES)]}
         shown = (
             ([100 * item.shares.get(knob, 0.0) for knob in knobs], knobs),
-            ([100 * _either(item, pair) for pair in pairs], [f"{one} × {other}" for one, other in pairs]),
+            ([100 * item.pairs.get(pair, 0.0) for pair in pairs], [f"{one} × {other}" for one, other in pairs]),
         )
         for column, (values, names) in enumerate(shown, start=1):
             figure.add_trace(
@@ -59,10 +59,6 @@ def shares_figure(found: Sequence[Importance]) -> Drawn | None:
     figure.update_layout(legend={"y": -0.15, "yanchor": "top", "traceorder": "normal"}, margin={"b": 80})
     note = f"The {len(knobs)} knobs that explain most are drawn, of {len(most)}." if len(most) > len(knobs) else ""
     return Drawn(figure, f"Shares of the variance that {len(knobs)} knobs and {len(pairs)} pairs explain.", note)
-
-
-def _either(item: Importance, pair: tuple[str, str]) -> float:
-    return item.pairs.get(pair, item.pairs.get((pair[1], pair[0]), 0.0))
 
 
 def surface_figure(trials: Sequence[TrialRecord], objective: Objective, pair: tuple[str, str]) -> Drawn | None:

@@ -55,7 +55,13 @@ class Findings:
     picks: dict[str, Choice]
 
     @classmethod
-    def of(cls, trials: Sequence[TrialRecord], objectives: Sequence[Objective], context: Context) -> Findings:
+    def of(
+        cls,
+        trials: Sequence[TrialRecord],
+        objectives: Sequence[Objective],
+        context: Context,
+        importance: Sequence[Importance] | None = None,
+    ) -> Findings:
         """Works it out; takes some seconds where there are hundreds of trials."""
         trials = sorted(trials, key=lambda trial: trial.number)
         points = pareto.points(trials, objectives)
@@ -68,7 +74,7 @@ class Findings:
             growth = pareto.hypervolume_curves(trials, objectives, reference)
             volume = growth[-1]["hypervolume"] if growth else 0.0
             alone = pareto.hypervolume([baseline], objectives, reference)
-        importance = importances(trials, objectives)
+        importance = importances(trials, objectives) if importance is None else importance
         weight = {name: max(found.shares.get(name, 0.0) for found in importance) for name in varying(trials)}
         words = ["knee", "fastest", "most_accurate"] if points else []
         return cls(

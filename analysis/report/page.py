@@ -15,7 +15,9 @@ from plotly.offline import get_plotlyjs
 
 from analysis import explain
 from analysis.explain.dress import Drawn, thin
-from analysis.labels import axis, figure, knob_value, short
+from analysis.explain.settings import brief
+from analysis.importance import Importance
+from analysis.labels import axis, figure, knob_value
 from analysis.plots.matrix import matrix_figure
 from analysis.plots.pair import pair_figure
 from analysis.plots.words import confirmation
@@ -53,7 +55,13 @@ class Panel:
     json: Markup
 
 
-def report_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], context: Context) -> str:
+def report_html(
+    trials: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    context: Context,
+    *,
+    importance: Sequence[Importance] | None = None,
+) -> str:
     """Gives the report of a study as one HTML page: plotly.js is inside (5 MB), no network is used.
 
     It holds for any study: of one trial or of thousands, without a COMPLETE one, with any number of objectives. What
@@ -63,8 +71,9 @@ def report_html(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
         trials: All records, with what confirmation knows of them.
         objectives: Of the study, at least one.
         context: What the records do not say.
+        importance: What ``importances`` gives, where it is known already.
     """
-    found = Findings.of(trials, objectives, context)
+    found = Findings.of(trials, objectives, context, importance)
     panels = _Panels()
     return _template().render(
         name=context.name,
@@ -187,7 +196,7 @@ def _rows(found: Findings) -> list[dict[str, Any]]:
                 "trial": member.label,
                 "kind": "baseline" if member.baseline and not member.point else "front",
                 "cells": cells,
-                "design": short(member.knobs),
+                "design": brief(member, found.knobs),
                 "again": "; ".join(confirmation(member)),
                 "knobs": [(name, knob_value(value)) for name, value in member.knobs.items()],
             }

@@ -28,10 +28,8 @@ def why(found: Findings) -> list[str]:
         pairs = [(pair, share) for pair, share in item.pairs.items() if share >= 0.03]
         if pairs:
             (one, other), share = pairs[0]
-            text += (
-                f" {one} and {other} together explain {100 * share:.0f} % beyond that: what one is worth depends on "
-            )
-            text += "the other."
+            text += f" {one} and {other} together explain {100 * share:.0f} % beyond that: what one is worth "
+            text += "depends on the other."
         if math.isfinite(item.explained):
             foreseen = 100 * max(0.0, item.explained)
             text += f" Of designs that were held back, {foreseen:.0f} % of the variance is predicted."

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from analysis.choose import Choice
 from analysis.explain.dress import thin
-from analysis.labels import counts, figure, short
+from analysis.explain.settings import brief
+from analysis.labels import counts, figure
 from analysis.record import TrialRecord
 from analysis.report.findings import Findings, quartiles
 from analysis.report.words import capital, figures, listed, named, plain, several
@@ -99,7 +100,7 @@ def picked(found: Findings) -> list[dict[str, str]]:
                 "pick": "",
                 "trial": choice.trial.label,
                 "figures": figures(choice.trial, found.objectives),
-                "design": short(choice.trial.knobs),
+                "design": brief(choice.trial, found.knobs),
                 "why": "",
             },
         )
@@ -131,7 +132,7 @@ def budgets(found: Findings, most: int = 10) -> list[dict[str, str]]:
                 "share": share,
                 "trial": member.label,
                 "gain": figure(accuracy.metric, member.metrics[accuracy.metric]),
-                "design": short(member.knobs),
+                "design": brief(member, found.knobs),
             }
         )
     return rows

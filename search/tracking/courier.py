@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from analysis.record import TrialRecord
@@ -86,6 +87,7 @@ class Courier:
         self._draw: Sequence[TrialRecord] | None = None
         self._pace = Pace()
         self._closing: RunStatus | None = None
+        self._pages: Sequence[Path] = ()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="headway-tracking", daemon=True)
         self._warned = False
@@ -124,10 +126,15 @@ class Courier:
             self._draw = records
             self._changed.notify()
 
-    def close(self, status: RunStatus) -> None:
-        """Writes what is missing and ends the parent run, where MLflow answers; warns where it does not."""
+    def close(self, status: RunStatus, pages: Sequence[Path] = ()) -> None:
+        """Writes what is missing and ends the parent run, where MLflow answers; warns where it does not.
+
+        Args:
+            status: MLflow's word for how the study ended.
+            pages: Files to keep as artifacts of the parent run.
+        """
         with self._changed:
-            self._closing = status
+            self._closing, self._pages = status, pages
             self._changed.notify()
         began = time.monotonic()
         while self._thread.is_alive():
@@ -192,7 +199,7 @@ class Courier:
             tracker.study(draw)
             self._pace.drew(began, time.monotonic())
         if closing is not None:
-            tracker.close(closing)
+            tracker.close(closing, self._pages)
         elif not news and draw is None:
             tracker.retry()
         if tracker.pending:

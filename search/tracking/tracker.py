@@ -226,10 +226,14 @@ class Tracker:
         self._known = {record.number: record for record in records}
         self._guarded(lambda: self._reconcile(complete=True), heals=True)
 
-    def close(self, status: RunStatus) -> None:
+    def close(self, status: RunStatus, pages: Sequence[Path] = ()) -> None:
         """Writes what is still missing and ends the parent run; nothing may be written after it.
 
         The tracker is ``pending`` after it where that could not be done.
+
+        Args:
+            status: MLflow's word for how the study ended.
+            pages: Files to keep as artifacts of the parent run.
         """
         self._failed_at = -math.inf if self.pending else None  # it is tried at once
 
@@ -237,6 +241,8 @@ class Tracker:
             # A request that timed out and was sent again may have made a second run unseen.
             self._reconcile(complete=False)
             self._draw(final=True)
+            for page in pages:
+                self._client.log_artifact(self.run_id, str(page))
             self._client.set_terminated(self.run_id, status)
 
         self._guarded(end, heals=True)

@@ -76,7 +76,9 @@ class Findings:
             alone = pareto.hypervolume([baseline], objectives, reference)
         importance = importances(trials, objectives) if importance is None else importance
         weight = {name: max(found.shares.get(name, 0.0) for found in importance) for name in varying(trials)}
-        words = ["knee", "fastest", "most_accurate"] if points else []
+        ways = {"knee": True, "fastest": not all(item.maximize for item in objectives)}
+        ways["most_accurate"] = any(item.maximize for item in objectives)
+        words = [word for word, sensible in ways.items() if sensible and points]
         return cls(
             trials=trials,
             objectives=objectives,

@@ -21,10 +21,10 @@ def why(found: Findings) -> list[str]:
         if not shares:
             told.append(f"{name}: what explains it cannot be said from {several(item.designs, 'design')}.")
             continue
-        first = listed([f"{knob} ({100 * share:.0f} %)" for knob, share in shares[:3]])
+        first = listed([f"{knob} explains {100 * share:.0f} %" for knob, share in shares[:3]])
         text = f"{name}: uncertain, {item.doubt}. " if item.doubt else f"{name}: "
         text += f"of the variance over the space, as learned from {item.designs} designs, "
-        text += f"{first} explain most alone." if len(shares) > 1 else f"{first} explains most alone."
+        text += f"{first}, each alone." if len(shares) > 1 else f"{first} alone."
         pairs = [(pair, share) for pair, share in item.pairs.items() if share >= 0.03]
         if pairs:
             (one, other), share = pairs[0]

@@ -395,7 +395,7 @@ class _Run:
             self.server.close()
         if self.database is not None:
             self.database.close()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60  # Ray's own agents look for their parent now and then
         while (left := invariants.alive(self.marker)) and time.monotonic() < deadline:
             time.sleep(0.2)
         for number, command in left.items():

@@ -170,7 +170,7 @@ def test_a_node_is_lost_while_detectors_train(make, tmp_path):
 def test_a_node_is_lost_with_its_accelerator(make):
     """Each trial takes an accelerator, so one runs on each node; figures are in closed form."""
     text = STUDY.format(name="accelerated", gmacs=9, gpus=1)
-    cluster = make(text, "placed_trainer:analytic", epoch_seconds=0.5)
+    cluster = make(text, "placed_trainer:analytic", epoch_seconds=2)
     process = cluster.start()
     node, taken = cluster.kill_a_node(process)
     assert process.wait(timeout=800) == 0, cluster.log.read_text()[-3000:]

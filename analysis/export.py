@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.bundle.config import bundle_config, own_modules, palette, read_trial_config
+from analysis.bundle.config import bundle_config, network_config, own_modules, palette, read_trial_config
 from analysis.bundle.data import ValidationData, read_validation, remember, some_images
 from analysis.bundle.drawing import draw
 from analysis.bundle.heads import copy_heads
+from analysis.bundle.latency import BASELINE, latency_section, on_images
 from analysis.bundle.process import run_alone
 from analysis.bundle.readme import make_readme
 from analysis.bundle.receipt import NAME, hash_files, make_receipt
@@ -23,6 +24,7 @@ from spaces.errors import HeadwayError, UserError
 from trainers.contract import DataRequest
 
 PICTURES = 3
+_BASELINE = "# The network that the latency is compared with: the base without any change, untrained.\n"
 
 
 def export_bundle(
@@ -34,6 +36,7 @@ def export_bundle(
     fingerprint: str | None,
     out: Path,
     why: str,
+    baseline: TrialRecord | None = None,
 ) -> Path:
     """Writes the bundle of a COMPLETE trial.
 
@@ -48,6 +51,7 @@ def export_bundle(
         fingerprint: Of the data set, as ``trainers.data`` gives it.
         out: The folder to write; must not exist, or be empty.
         why: Why this trial was picked, in one sentence.
+        baseline: Trial 0, whose network goes along as ``baseline.py`` so that the latency can be measured again.
 
     Returns:
         The bundle's folder, absolute.
@@ -70,6 +74,9 @@ def export_bundle(
     validation = read_validation(Path(data.val_annotations), Path(data.val_images))
     ours, needs = own_modules(config)
     heads = copy_heads(ours)
+    reference = None
+    if baseline is not None and not record.baseline and not on_images(record.knobs):
+        reference = network_config(read_trial_config(study_folder / baseline.folder / "config.py"))
 
     with _published(out) as folder:
         text = bundle_config(
@@ -79,6 +86,8 @@ def export_bundle(
         _write(folder / "config.py", title + text)
         for name, source in heads.files.items():
             _write(folder / "heads" / heads.package / name, source)
+        if reference is not None:
+            _write(folder / BASELINE, _BASELINE + reference)
         _save(weights, data.classes, folder / "weights.pth")
         loaded = _draw(folder, validation, data.classes)
         receipt = make_receipt(
@@ -91,6 +100,7 @@ def export_bundle(
             needs=needs,
             versions=loaded["versions"],
             packages=loaded["packages"],
+            latency=latency_section(record, baseline, study, has_config=reference is not None),
         )
         _write(folder / "README.md", make_readme(receipt, str(config["model"]["type"]), heads.package))
         receipt["files"] = hash_files(folder)

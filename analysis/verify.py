@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.bundle.data import read_validation, recall
+from analysis.bundle.latency import LatencyCheck, check_latency
 from analysis.bundle.process import Progress, run_alone
 from analysis.bundle.receipt import hash_files, read_receipt
 from spaces.errors import HeadwayError, UserError
@@ -35,6 +36,7 @@ class Verification:
         metrics: All figures measured now.
         versions: What it was run with now.
         device: Where it ran.
+        latency: Whether the latency ratio is the same, ``None`` when it did not come to that or was not asked for.
         blocked: Packages proved to be out of reach of the process that ran it.
         seconds: How long it took.
     """
@@ -51,6 +53,7 @@ class Verification:
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
+    latency: LatencyCheck | None = None
     blocked: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -70,6 +73,8 @@ class Verification:
                 f"(difference {abs(self.found - self.expected):.4f}, {TOLERANCE:g} allowed)"
             )
             lines.append(f"  ran on {self.device} in {self.seconds:.0f} s, without {', '.join(self.blocked)}")
+        if self.latency is not None:
+            lines.append(f"  {self.latency.words}")
         lines += [f"  because: {reason}" for reason in self.reasons]
         lines += [f"  note: {warning}" for warning in self.warnings]
         return "\n".join(lines)
@@ -81,9 +86,11 @@ def verify_bundle(
     annotations: Path | None = None,
     images: Path | None = None,
     device: str | None = None,
+    latency: bool = True,
+    against: Path | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Checks a bundle's files, then measures its accuracy in a process that has mmdet and not Headway.
+    """Checks a bundle's files, measures its accuracy in a process that has mmdet and not Headway, then its latency.
 
     A bundle whose files differ from the receipt is not run.
 
@@ -92,10 +99,12 @@ def verify_bundle(
         annotations: COCO json of the validation split; by default where it lay when the bundle was made here.
         images: Folder of its images; goes with ``annotations``.
         device: ``cpu``, ``cuda:0``, ...; by default a GPU where there is one.
+        latency: Whether the latency ratio is measured again (see ``analysis.bundle.latency``).
+        against: Bundle of the baseline, for a latency that depends on the image; by default one beside ``folder``.
         progress: Called with the images done and their number.
 
     Returns:
-        The result; ``ok`` is False, with the reasons, when files or accuracy differ or the bundle does not run.
+        The result; ``ok`` is False, with the reasons, when files, accuracy or latency differ, or it does not run.
 
     Raises:
         UserError: There is no bundle, or no validation data, or it is not the data of the receipt.
@@ -125,6 +134,16 @@ def verify_bundle(
         reasons.append(f"AP is {found:.4f}, but {expected:.4f} in the receipt; {TOLERANCE:g} is allowed.")
     if run["images"] != receipt["data"]["validation_images"]:
         reasons.append(f"{run['images']} images were run, but {receipt['data']['validation_images']} in the receipt.")
+    timed = None
+    if latency:
+        try:
+            timed = check_latency(folder, receipt, against=against, annotations=data.annotations, images=data.images)
+        except UserError:
+            raise
+        except HeadwayError as error:
+            reasons.append(str(error))
+        if timed is not None and timed.state == "differs":
+            reasons.append(f"{timed.words}.")
     warnings += _compare_figures(receipt["metrics"], run["metrics"])
     warnings += _compare_versions(receipt["environment"]["exported"]["versions"], run["versions"])
     return Verification(
@@ -137,6 +156,7 @@ def verify_bundle(
         metrics=run["metrics"],
         versions=run["versions"],
         device=run["device"],
+        latency=timed,
         blocked=tuple(run["blocked"]),
         seconds=time.monotonic() - begin,
     )

@@ -22,13 +22,13 @@ def choose_by(options: argparse.Namespace, store: Store) -> Choice:
     above, under, weights = (_numbers(f"--{name}", getattr(options, name)) for name in ("above", "under", "weight"))
     pick = options.pick
     if pick is None:
-        given = next((f"--{name}" for name in ("above", "under", "weight") if getattr(options, name)), None)
-        if given == "--weight":
+        option = given(options)
+        if option == "--weight":
             pick = "weighted"
-        elif given:
+        elif option:
             raise UserError(
-                f"{given}: needs --pick to say which of the designs that keep it, --pick "
-                f"{'fastest' if given == '--above' else 'most_accurate'} for instance."
+                f"{option}: needs --pick to say which of the designs that keep it, --pick "
+                f"{'fastest' if option == '--above' else 'most_accurate'} for instance."
             )
     return choose(
         confirmed(store),
@@ -38,6 +38,12 @@ def choose_by(options: argparse.Namespace, store: Store) -> Choice:
         under=under,
         weights=weights,
     )
+
+
+def given(options: argparse.Namespace) -> str | None:
+    """The first option of choosing that was given, ``--above`` for instance."""
+    names = ("pick", "above", "under", "weight")
+    return next((f"--{name}" for name in names if getattr(options, name)), None)
 
 
 def _numbers(option: str, given: Sequence[str]) -> dict[str, float]:

@@ -133,14 +133,36 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     add("choose", "pick a design, with the reason and its neighbours on the front", study, *picking, studies, json)
-    out = ("--out", {"required": True, "metavar": "DIR", "help": "folder of the bundle, new or empty"})
-    add("export", "write a design as a bundle that runs without Headway", study, *picking, out, studies, json)
+    out_help = "folder of the bundle, new or empty; with --all of all bundles, which an earlier --all may have begun"
+    add(
+        "export",
+        "write a design, or the whole front, as bundles that run without Headway",
+        study,
+        *picking,
+        ("--all", {"action": "store_true", "help": "every point of the front, a folder each, and an index"}),
+        ("--out", {"required": True, "metavar": "DIR", "help": out_help}),
+        ("--register", {"metavar": "NAME", "help": "put it into MLflow's model registry, too, under this name"}),
+        studies,
+        json,
+    )
+    add(
+        "register",
+        "put bundles of a study into MLflow's model registry",
+        study,
+        ("bundles", {"metavar": "BUNDLE", "nargs": "+", "help": "a bundle"}),
+        ("--name", {"required": True, "help": "name of the registered model; each bundle becomes a version"}),
+        studies,
+        json,
+    )
     add(
         "verify",
-        "run a bundle again in a clean process and compare with its receipt",
-        ("bundle", {"metavar": "DIR", "help": "the bundle"}),
+        "run bundles again in a clean process and compare with their receipts",
+        ("bundles", {"metavar": "DIR", "nargs": "+", "help": "a bundle"}),
+        ("--all", {"action": "store_true", "help": "all bundles in DIR, as export --all wrote them"}),
         ("--annotations", {"metavar": "FILE", "help": "validation annotations (default: those it was searched with)"}),
         ("--images", {"metavar": "DIR", "help": "their image folder"}),
+        ("--against", {"metavar": "DIR", "help": "the baseline's bundle, where latency depends on the image"}),
+        ("--no-latency", {"action": "store_true", "help": "do not measure the latency ratio"}),
         json,
     )
     add(

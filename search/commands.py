@@ -277,47 +277,81 @@ def choose(options: argparse.Namespace) -> None:
         print(choice)
 
 
-def export(options: argparse.Namespace) -> None:
+def export(options: argparse.Namespace) -> int | None:
     """``headway export STUDY``."""
-    from search.choosing import choose_by
+    from search.choosing import choose_by, given
 
     folder, study, store = _open(options)
-    choice = choose_by(options, store)
-    with _quiet_stdout(options.json):
-        from analysis.export import export_bundle
-        from search.engine import prepare
+    out = Path(options.out)
+    if options.register is not None:
+        from search.tracking.registry import check_name
 
-        data, report, _ = prepare(study)
-        out = export_bundle(
-            choice.trial,
-            study_folder=folder,
-            study=study.dump(),
-            data=data,
-            fingerprint=report.fingerprint,
-            out=Path(options.out),
-            why=choice.why,
-        )
-    if options.json:
-        _emit({"bundle": str(out), "trial": choice.trial.number, "why": choice.why})
+        check_name(options.register, "--register")
+    if options.all:
+        if given(options):
+            raise UserError(f"--all: is the whole front and must not go with {given(options)}.")
+        with _quiet_stdout(options.json):
+            from search.exporting import export_whole_front
+
+            found = export_whole_front(store, study=study, folder=folder, out=out)
+        bundles = [out / one.folder for one in found if one.state != "failed"]
+        document: dict[str, Any] = {"out": str(out.absolute()), "bundles": [vars(one) for one in found]}
+        document["failed"] = len(found) - len(bundles)
     else:
-        print(f"Trial {choice.trial.number}: {choice.why}\nThe bundle: {out}\nCheck it: headway verify {out}")
+        choice = choose_by(options, store)
+        with _quiet_stdout(options.json):
+            from search.exporting import export_choice
+
+            bundles = [export_choice(choice, store.records(), study=study, folder=folder, out=out)]
+        document = {"bundle": str(bundles[0]), **choice.to_json()}
+    if not options.json:
+        if options.all:
+            tables.print_exported(found, study.name, out)
+        else:
+            print(f"{choice}\nThe bundle: {bundles[0]}\nCheck it: headway verify {bundles[0]}", flush=True)
+    if options.register is not None:
+        document["registered"] = _register(options, bundles, options.register, folder, study, store)
+    if options.json:
+        _emit(document)
+    return 1 if document.get("failed") else None
+
+
+def register(options: argparse.Namespace) -> None:
+    """``headway register STUDY BUNDLE...``."""
+    folder, study, store = _open(options)
+    done = _register(options, [Path(bundle) for bundle in options.bundles], options.name, folder, study, store)
+    if options.json:
+        _emit(done)
+
+
+def _register(
+    options: argparse.Namespace, bundles: list[Path], name: str, folder: Path, study: Study, store: Store
+) -> list[dict[str, Any]]:
+    with _quiet_stdout(options.json):
+        from search.registering import register_bundles
+
+        done = register_bundles(bundles, name=name, study=study, folder=folder, store=store)
+    if not options.json:
+        for bundle, one in zip(bundles, done, strict=True):
+            aliases = f" ({', '.join(one.aliases)})" if one.aliases else ""
+            there = "" if one.new else ", registered before"
+            print(f"{bundle.name}: models:/{one.name}/{one.version}{aliases}{there}")
+    return [{"bundle": str(bundle), **vars(one)} for bundle, one in zip(bundles, done, strict=True)]
 
 
 def verify(options: argparse.Namespace) -> int:
-    """``headway verify DIR``."""
-    from analysis.verify import verify_bundle
+    """``headway verify DIR...``."""
+    from search.exporting import verified
 
     with _quiet_stdout(options.json):
-        found = verify_bundle(
-            Path(options.bundle),
-            annotations=Path(options.annotations) if options.annotations else None,
-            images=Path(options.images) if options.images else None,
-        )
+        documents = verified(options, say=None if options.json else lambda text: print(text, flush=True))
+    good = sum(document["ok"] for document in documents)
+    several = options.all or len(options.bundles) > 1
     if options.json:
-        _emit(found.to_json())
-    else:
-        print(found)
-    return 0 if found.ok else 1
+        _emit({"ok": good == len(documents), "bundles": documents} if several else documents[0])
+    elif several:
+        print(f"{good} of {len(documents)} bundles verified.")
+    return 0 if good == len(documents) else 1
 
 
 def draw(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from search.study import Study
 
 if TYPE_CHECKING:
     from analysis.draw import Drawn
+    from analysis.export_front import Exported
     from search.plan import Plan
 
 
@@ -296,6 +297,19 @@ def print_drawn(found: Sequence[Drawn], score: float, out: Path) -> None:
         names = "\n".join(Path(file).name for file in one.pictures.values())
         table.add_row(escape(one.image), str(one.detections), best, escape(names))
     console.print(table)
+
+
+def print_exported(found: Sequence[Exported], study: str, out: Path) -> None:
+    """Prints which bundles of a front were written."""
+    console = new_console()
+    table = Table(title=f"{study}: bundles in {out}")
+    for name in ("bundle", "state", "pick", "design"):
+        table.add_column(name, overflow="fold")
+    for one in found:
+        state = one.state if one.reason is None else f"{one.state}: {one.reason}"
+        table.add_row(one.folder, escape(state), ", ".join(one.picks), escape(one.design))
+    console.print(table)
+    console.print(f"Check them: headway verify {out} --all", markup=False, highlight=False)
 
 
 def print_recorded(found: Mapping[str, Any], out: Path) -> None:

@@ -349,7 +349,7 @@ class _Trial:
             "count_size": list(self._request.count_size),
             "cost": counted.to_json(),
             "versions": _versions(),
-            "device": _device(self._request.device),
+            "device": device_name(self._request.device),
             "seed": self._request.seed,
         }
         self._report("counted", 0, counted.to_metrics(), attrs)
@@ -390,7 +390,7 @@ class _Trial:
             reference_ms=latency.baseline_ms,
             measured_ms=latency.candidate_ms,
         )
-        attrs = {"speed_device": _device(asked.device), "speed_threads": self._request.threads, **watch.attrs}
+        attrs = {"speed_device": device_name(asked.device), "speed_threads": self._request.threads, **watch.attrs}
         self._report("timed", 0, metrics, attrs)
 
     def _train(self, config: Config, model: Any, resume: Mapping[str, Any] | None, mark: str, facts: DataFacts) -> None:
@@ -501,7 +501,7 @@ class _Trial:
         self._send(TrialReport(phase=phase, epoch=epoch, metrics=dict(metrics), seconds=seconds, attrs=dict(attrs)))
 
 
-def _device(device: str) -> str:
+def device_name(device: str) -> str:
     """Names a device."""
     if device == "cuda":
         import torch

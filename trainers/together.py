@@ -213,11 +213,11 @@ def _on_images(request: TogetherRequest, members: Sequence[Member]) -> Run:
                 (_format(inputs.to(how.device), how.device), samples)
                 for inputs, samples in sweep.validation_images(config, model, how.size, how.batch, request.images)
             ]
-        passes[label] = _over(speed.prepare(model, how.device), images)
+        passes[label] = over_images(speed.prepare(model, how.device), images)
     return _run(request, passes, on_images=True)
 
 
-def _over(model: Any, images: Sequence[sweep.Batch]) -> speed.Pass:
+def over_images(model: Any, images: Sequence[sweep.Batch]) -> speed.Pass:
     def one() -> None:
         for inputs, samples in images:
             model.predict(inputs, samples, rescale=True)

@@ -84,11 +84,7 @@ def bundle_config(trial: Mapping[str, Any], heads: Heads, classes: Sequence[str]
     }
     config["test_dataloader"] = loader
     config["test_evaluator"] = {**config["test_evaluator"], "ann_file": f"data/{annotations}"}
-    for key, value in _texts(config):
-        if Path(value).is_absolute() or value.startswith("~"):
-            raise HeadwayError(
-                f"bundle: must run on any machine, but {key} of the trial's config names a file of this one: {value}."
-            )
+    _check_portable(config)
     parts = [_HEADS] if heads.package else []
     if imports:
         config = {"custom_imports": {"imports": imports, "allow_failed_imports": False}, **config}
@@ -99,11 +95,37 @@ def bundle_config(trial: Mapping[str, Any], heads: Heads, classes: Sequence[str]
     return "\n".join(parts) + "\n"
 
 
+def network_config(trial: Mapping[str, Any]) -> str:
+    """Makes the text of a config with the network only, without weights or data: what a latency is compared with.
+
+    Args:
+        trial: The config of a trial without network code of a family, the baseline's.
+
+    Raises:
+        HeadwayError: Something in it cannot be written down, or names a file of this machine.
+    """
+    config = {key: trial[key] for key in ("default_scope", "model") if trial.get(key) is not None}
+    config["model"] = _without_pretrained(config["model"])
+    _check_portable(config)
+    needed = own_modules(trial)[1]
+    if needed:
+        config = {"custom_imports": {"imports": needed, "allow_failed_imports": False}, **config}
+    return "".join(f"{key} = {_written(value, key, len(key) + 3, 0)}\n" for key, value in config.items())
+
+
 def palette(count: int) -> list[tuple[int, int, int]]:
     """Gives a bright colour (red, green, blue; 0 to 255) a class, neighbours far apart."""
     golden = (math.sqrt(5) - 1) / 2
     colours = (colorsys.hsv_to_rgb(index * golden % 1, (0.85, 0.6)[index % 2], 1) for index in range(count))
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours]
+
+
+def _check_portable(config: Mapping[str, Any]) -> None:
+    for key, value in _texts(config):
+        if Path(value).is_absolute() or value.startswith("~"):
+            raise HeadwayError(
+                f"bundle: must run on any machine, but {key} of the trial's config names a file of this one: {value}."
+            )
 
 
 def _without_pretrained(value: Any) -> Any:

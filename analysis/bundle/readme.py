@@ -18,6 +18,7 @@ for box, label, score in zip(found.bboxes.tolist(), found.labels.tolist(), found
         print(model.dataset_meta["classes"][label], round(score, 2), [round(side, 1) for side in box])
 """
 
+_BASELINE = "- `baseline.py`: the network that the latency is compared with; only `headway verify` needs it."
 _SHOWN = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_s", "latency_ms", "latency_ratio", "gmacs", "params_m")
 
 
@@ -97,6 +98,7 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
         f"{code}- `receipt.json`: the design, all figures with units, versions, what identifies the data, and the "
         "SHA-256 of every file.",
         "- `detections/`: detections on validation images.",
+        *([_BASELINE] if (receipt.get("latency") or {}).get("baseline") else []),
         f"- ONNX: {_onnx(receipt['formats']['onnx'])}",
         "",
     ]

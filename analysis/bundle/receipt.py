@@ -61,6 +61,7 @@ def make_receipt(
     needs: list[str],
     versions: Mapping[str, str],
     packages: Mapping[str, str],
+    latency: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Makes the receipt as plain JSON types, without a path of this machine and, so far, without ``files``.
 
@@ -74,6 +75,7 @@ def make_receipt(
         needs: Modules of the base's own that the bundle needs besides mmdet.
         versions: What the bundle was loaded with when it was made.
         packages: Names of the distributions of mmcv, mmengine and mmdet.
+        latency: How its latency was measured (see ``analysis.bundle.latency``), ``None`` where it was not.
     """
     attrs = record.attrs
     receipt = {
@@ -97,6 +99,7 @@ def make_receipt(
             "validation_images": validation.count,
             "validation_annotations": validation.annotations.name,
         },
+        "latency": latency,
         "formats": formats(record.knobs),
         "needs": needs,
         "environment": {

@@ -5,3 +5,4 @@ from analysis.choose.pick import PICKS as PICKS
 from analysis.choose.pick import Choice as Choice
 from analysis.choose.pick import choose as choose
 from analysis.choose.pick import knee as knee
+from analysis.choose.pick import picks_of as picks_of

@@ -111,6 +111,20 @@ def choose(
     return _described(choice, complete, objectives, limits)
 
 
+def picks_of(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> dict[str, Choice]:
+    """Gives what ``knee``, ``fastest`` and ``most_accurate`` pick; empty without a COMPLETE trial.
+
+    A study without a cost has no fastest.
+    """
+    found = {}
+    for pick in PICKS[:3]:
+        try:
+            found[pick] = choose(trials, objectives, pick)
+        except UserError:
+            continue
+    return found
+
+
 def knee(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> Choice:
     """Picks the knee of a front: where giving up more of one objective stops paying in the other.
 

@@ -23,17 +23,17 @@ MODULES = (
 )
 DETECTORS = ("mmdet", "mmcv", "mmengine", "torch", "torchvision")
 
-# Started as a program of its own with nothing of Headway importable; never imported.
-ALONE = "analysis/bundle/alone.py"
+# Started as programs of their own with nothing of Headway importable; never imported.
+ALONE = ("analysis/bundle/alone.py", "analysis/bundle/served.py")
 # An import, and the files that alone may have it.
 ONLY_IN = {
     "ray": ("search/ray_adapter/*",),
     "mlflow": ("search/tracking*",),
     "optuna": ("search/*",),
-    "mmdet": ("trainers/*", ALONE, *MODULES),
+    "mmdet": ("trainers/*", *ALONE, *MODULES),
     "mmcv": ("trainers/*", *MODULES),
     "mmrotate": ("trainers/rotated.py",),
-    "mmengine": ("trainers/*", ALONE, *MODULES),
+    "mmengine": ("trainers/*", *ALONE, *MODULES),
 }
 NEVER_IN = {
     "ray": ("trainers/*", "spaces/*", "analysis/*", "search/sampler.py", "search/rungs.py", "search/store.py"),

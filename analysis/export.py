@@ -21,6 +21,8 @@ from analysis.bundle.readme import make_readme
 from analysis.bundle.receipt import NAME, hash_files, make_receipt
 from analysis.record import TrialRecord, TrialState
 from spaces.errors import HeadwayError, UserError
+from spaces.patching import split
+from spaces.registry import families
 from trainers.contract import DataRequest
 
 PICTURES = 3
@@ -66,6 +68,7 @@ def export_bundle(
         reason = f" ({record.reason})" if record.reason else ""
         raise UserError(f"--pick: must be a COMPLETE trial, but trial {record.number} is {record.state.value}{reason}.")
     _check_out(out)
+    _check_shippable(record)
     trial_folder = study_folder / record.folder
     # The trained detector is one; the settings of its inference knobs stand in a config each.
     own = trial_folder / f"config.{record.point}.py"
@@ -122,6 +125,22 @@ def _check_out(out: Path) -> None:
     if taken:
         kind = "a folder with files in it" if out.is_dir() else "a file"
         raise UserError(f"--out: must be a new or empty folder, but {out} is {kind}.")
+
+
+def _check_shippable(record: TrialRecord) -> None:
+    """Refuses a network that is for training only.
+
+    Raises:
+        UserError: It is one.
+    """
+    for name, values in split(record.knobs).items():
+        tests = families()[name].kept_back
+        if tests and all(test.holds(values) for test in tests):
+            knobs = ", ".join(f"{name}.{test.knob} {values[test.knob]}" for test in tests)
+            raise UserError(
+                f"--pick: must be a network that is made to run, but trial {record.label} has {knobs}, "
+                "whose network is for training only."
+            )
 
 
 @contextlib.contextmanager

@@ -88,6 +88,7 @@ def verify_bundle(
     device: str | None = None,
     latency: bool = True,
     against: Path | None = None,
+    python: Path | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Checks a bundle's files, measures its accuracy in a process that has mmdet and not Headway, then its latency.
@@ -101,15 +102,18 @@ def verify_bundle(
         device: ``cpu``, ``cuda:0``, ...; by default a GPU where there is one.
         latency: Whether the latency ratio is measured again (see ``analysis.bundle.latency``).
         against: Bundle of the baseline, for a latency that depends on the image; by default one beside ``folder``.
+        python: Interpreter of another environment to measure the accuracy with; the latency is measured with this one.
         progress: Called with the images done and their number.
 
     Returns:
         The result; ``ok`` is False, with the reasons, when files, accuracy or latency differ, or it does not run.
 
     Raises:
-        UserError: There is no bundle, or no validation data, or it is not the data of the receipt.
+        UserError: There is no bundle, or no validation data, or not that of the receipt, or no such interpreter.
     """
     begin = time.monotonic()
+    if python is not None and not python.is_file():
+        raise UserError(f"--python: must be a Python interpreter, but there is no file {python}.")
     folder = folder.expanduser().absolute()
     receipt = read_receipt(folder)
     expected = float(receipt["metrics"]["bbox_mAP"]["value"])
@@ -126,7 +130,14 @@ def verify_bundle(
             f"{wanted[:16]}, but {data.annotations} with the images in {data.images} has {data.fingerprint[:16]}."
         )
     try:
-        run = run_alone(folder, annotations=data.annotations, images=data.images, device=device, progress=progress)
+        run = run_alone(
+            folder,
+            annotations=data.annotations,
+            images=data.images,
+            device=device,
+            progress=progress,
+            python=python,
+        )
     except HeadwayError as error:
         return Verification(**known, ok=False, reasons=(str(error),), warnings=tuple(warnings))
     found = float(run["metrics"].get("bbox_mAP", 0.0))

@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--annotations", {"metavar": "FILE", "help": "validation annotations (default: those it was searched with)"}),
         ("--images", {"metavar": "DIR", "help": "their image folder"}),
         ("--against", {"metavar": "DIR", "help": "the baseline's bundle, where latency depends on the image"}),
+        ("--python", {"metavar": "FILE", "help": "measure AP with another environment's interpreter, which has mmdet"}),
         ("--no-latency", {"action": "store_true", "help": "do not measure the latency ratio"}),
         json,
     )

@@ -104,6 +104,7 @@ def verified(options: argparse.Namespace, say: Callable[[str], None] | None = No
                 images=Path(options.images) if options.images else None,
                 latency=not options.no_latency,
                 against=Path(options.against) if options.against else None,
+                python=Path(options.python).absolute() if options.python else None,
             )
         except UserError as error:
             if not several:

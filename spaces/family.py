@@ -36,6 +36,8 @@ class Family:
             fixed, so that cost and latency are known only after it. The family's ``patch.py`` then has ``learning``,
             ``settled`` and ``summary``, its ``modules.py`` ``Observer``, its knobs ``learn_share`` and ``transfer``.
             Empty: never.
+        kept_back: Where all of these hold, the network is one for training only, and no bundle is made of it. Empty:
+            never.
         export_limits: Export formats that it forbids, each with the reason.
     """
 
@@ -53,6 +55,7 @@ class Family:
     clash: Callable[[Mapping[str, Mapping[str, Any]], BaseFacts], str | None] = lambda design, base: None
     on_images: bool = False
     learns: tuple[Condition, ...] = ()
+    kept_back: tuple[Condition, ...] = ()
     export_limits: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -46,6 +46,7 @@ def run_alone(
     images: Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    python: Path | None = None,
 ) -> dict[str, Any]:
     """Loads a bundle in a fresh process in which ``BLOCKED`` cannot be imported, and runs it.
 
@@ -59,6 +60,7 @@ def run_alone(
         images: Folder of its images.
         device: ``cpu``, ``cuda:0``, ...; by default a GPU where there is one.
         progress: Called with the images done and their number.
+        python: Interpreter of another environment, which has mmdet; by default this one.
 
     Returns:
         ``blocked``, ``versions``, ``packages`` (names of distributions) and ``device``; ``detections``, a mapping an
@@ -88,7 +90,7 @@ def run_alone(
     ):
         child = subprocess.Popen(
             # Compiled code that lies in the bundle, which no receipt names, is not looked at.
-            [sys.executable, "-I", "-B", "-X", f"pycache_prefix={cwd}", "-W", "ignore", str(_PROGRAM)],
+            [str(python or sys.executable), "-I", "-B", "-X", f"pycache_prefix={cwd}", "-W", "ignore", str(_PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

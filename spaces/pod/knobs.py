@@ -191,5 +191,6 @@ FAMILY = Family(
     ),
     illegal=illegal,
     clash=clash,
+    kept_back=(Condition("mode", "equals", "learn"),),
     learns=_BOTH,
 )

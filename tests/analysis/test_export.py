@@ -27,7 +27,7 @@ from analysis.record import EpochRecord, TrialRecord, TrialState
 from analysis.verify import verify_bundle
 from spaces.errors import HeadwayError, UserError
 from spaces.registry import families
-from trainers.contract import DataRequest, TrialReport, TrialRequest
+from trainers.contract import DataRequest, SpeedRequest, TrialReport, TrialRequest
 from trainers.digits import write_digits
 
 SLIM = {
@@ -58,6 +58,7 @@ class Trained:
             fingerprint="f" * 64,
             out=out,
             why="trial 1 is the knee: AP 20.0 %, latency 9.0 ms",
+            baseline=self.records[0],
         )
 
 
@@ -85,6 +86,7 @@ def train(folder: Path, number: int, knobs: dict[str, Any], data: DataRequest, e
         batch=1,
         lr=0.002,
         count_size=(96, 96),
+        speed=SpeedRequest(size=(96, 96), batch=1, postprocess=True, device="cpu", pairs=8, seconds=1.0),
     )
     run(request, report)
     return TrialRecord(
@@ -162,7 +164,7 @@ def test_contents(slim: Path, receipt: dict[str, Any], trained: Trained) -> None
     assert re.fullmatch(r"heads_[0-9a-f]{8}", package)
     code = {f"heads/{package}/{name}.py" for name in ("__init__", "modules", "dcn", "slimhead")}
     pictures = {f"detections/{number}.jpg" for number in (1, 2, 3)}
-    assert files == {"config.py", "weights.pth", "README.md", "receipt.json"} | code | pictures
+    assert files == {"config.py", "baseline.py", "weights.pth", "README.md", "receipt.json"} | code | pictures
     assert set(receipt["files"]) == files - {"receipt.json"}
     assert [path.name for path in slim.parent.iterdir() if path.name.startswith(".")] == []
 
@@ -173,6 +175,9 @@ def test_baseline_needs_no_heads(baseline: Path) -> None:
     assert "custom_imports" not in text
     assert "import sys" not in text
     assert "heads/" not in (baseline / "README.md").read_text()
+    # It is what the others are compared with.
+    assert not (baseline / "baseline.py").exists()
+    assert "baseline.py" not in (baseline / "README.md").read_text()
 
 
 def test_receipt(receipt: dict[str, Any], trained: Trained) -> None:
@@ -231,6 +236,8 @@ def test_round_trip(name: str, request: pytest.FixtureRequest, trained: Trained)
     bundle = request.getfixturevalue(name)
     steps: list[tuple[int, int]] = []
     found = verify_bundle(bundle, device="cpu", progress=lambda done, of: steps.append((done, of)))
+    assert found.latency is not None
+    assert found.latency.state == ("agrees" if name == "slim" else "unknown"), found.latency.words
     assert found.reasons == ()
     assert found.ok
     assert found.expected > 0.02  # else the comparison would say little
@@ -252,8 +259,16 @@ def test_of_a_trial_of_two_phases_the_settled_network_goes_out(trained: Trained,
     bundle = replace(trained, records=[*trained.records, record]).export(2, home / "out" / "settled")
     text = (bundle / "config.py").read_text()
     assert "scales" in text and "'stages'" not in text
-    found = verify_bundle(bundle, device="cpu")
+    found = verify_bundle(bundle, device="cpu", latency=False)
+    assert found.latency is None
     assert found.reasons == () and found.expected == record.curve[-1].metrics["bbox_mAP"]
+
+
+def test_a_network_that_learns_its_dilations_never_goes_out(trained: Trained, tmp_path: Path) -> None:
+    learning = {"pod.mode": "learn", "pod.stages": [4], "pod.towers": []}
+    with pytest.raises(UserError, match=r"trial 1 has pod\.mode learn, whose network is for training only"):
+        trained.export(1, tmp_path / "out", knobs=learning)
+    assert not (tmp_path / "out").exists()
 
 
 _BLOCKER = """

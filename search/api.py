@@ -28,10 +28,12 @@ from spaces.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.export_front import Exported
     from analysis.verify import Verification
     from search.engine import Outcome
     from search.plan import Plan
     from search.store import Store
+    from search.tracking.registry import Registered
     from trainers.replay import Table
 
 
@@ -204,6 +206,62 @@ class Study(Results):
 
         store = self.store()
         return Recording(out, record(store.study, store, Path(out)))
+
+    def export(
+        self,
+        out: str | Path,
+        pick: str | int = "knee",
+        *,
+        above: Mapping[str, float] | None = None,
+        under: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> Bundle:
+        """Writes a design as a bundle that runs without Headway: ``headway export``.
+
+        Args:
+            out: The bundle's folder, new or empty.
+            pick: See ``choose``, and so ``above``, ``under`` and ``weights``.
+            above: Least value by metric.
+            under: Most by metric.
+            weights: By metric, for ``weighted``.
+
+        Raises:
+            UserError: Nothing can be picked so, or ``out`` is taken.
+            HeadwayError: The design cannot be bundled.
+        """
+        from search.exporting import export_choice
+
+        choice = self.choose(pick, above=above, under=under, weights=weights)
+        folder = export_choice(choice, self.records(), study=self._as_run(), folder=self.folder, out=Path(out))
+        return Bundle(folder, choice.trial.label, choice.why)
+
+    def export_front(self, out: str | Path) -> list[Exported]:
+        """Writes the whole front as bundles, or goes on with it: ``headway export --all``.
+
+        Args:
+            out: Folder of all bundles.
+
+        Raises:
+            UserError: ``out`` is taken, or nothing is on the front.
+        """
+        from search.exporting import export_whole_front
+
+        return export_whole_front(self.store(), study=self._as_run(), folder=self.folder, out=Path(out))
+
+    def register(self, *bundles: str | Path, name: str) -> list[Registered]:
+        """Puts bundles of the study into MLflow's model registry: ``headway register``.
+
+        Args:
+            bundles: Their folders.
+            name: Of the registered model; each bundle becomes a version of it.
+
+        Raises:
+            UserError: See ``search.registering.register_bundles``.
+        """
+        from search.registering import register_bundles
+
+        folders = [Path(bundle) for bundle in bundles]
+        return register_bundles(folders, name=name, study=self._as_run(), folder=self.folder, store=self.store())
 
 
 @dataclass(frozen=True)
@@ -394,12 +452,21 @@ class Bundle:
     trial: str = ""
     why: str = ""
 
-    def verify(self, *, annotations: str | Path | None = None, images: str | Path | None = None) -> Verification:
+    def verify(
+        self,
+        *,
+        annotations: str | Path | None = None,
+        images: str | Path | None = None,
+        latency: bool = True,
+        against: str | Path | None = None,
+    ) -> Verification:
         """Runs it again in a clean process and compares with its receipt: ``headway verify``.
 
         Args:
             annotations: Of the validation split; by default those that it was searched with.
             images: Their folder; goes with ``annotations``.
+            latency: Whether the latency ratio is measured again.
+            against: The baseline's bundle, where the latency depends on the image; by default one beside it.
 
         Raises:
             UserError: There is no bundle, or no validation data, or it is not the data of the receipt.
@@ -410,6 +477,8 @@ class Bundle:
             Path(self.folder),
             annotations=Path(annotations) if annotations else None,
             images=Path(images) if images else None,
+            latency=latency,
+            against=Path(against) if against else None,
         )
 
 

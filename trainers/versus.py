@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -106,13 +107,15 @@ def versus(request: VersusRequest) -> Versus:
         HeadwayError: A config cannot be built or run.
     """
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "trainers.versus"],
-        input=json.dumps(asdict(request)) + "\n",
-        env={**os.environ, **environment(request.threads), "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            # Compiled code that lies beside a config, which no receipt names, is not looked at, and none is left there.
+            [sys.executable, "-B", "-X", f"pycache_prefix={cache}", "-W", "ignore", "-m", "trainers.versus"],
+            input=json.dumps(asdict(request)) + "\n",
+            env={**os.environ, **environment(request.threads), "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+        )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = done.stderr.strip()[-_TAIL:] or f"status {done.returncode}"

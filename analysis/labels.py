@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -24,6 +24,7 @@ _WORDINGS = {
     "gmacs": _Wording("multiply-adds", "G", 1, 2),
     "head_gmacs": _Wording("multiply-adds of the head", "G", 1, 2),
     "params_m": _Wording("parameters", "M", 1, 2),
+    "activations_m": _Wording("activations", "M", 1, 2),
     "peak_memory_mb": _Wording("peak memory", "MB", 1, 0),
 }
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
@@ -59,6 +60,18 @@ def figure(metric: str, value: float) -> str:
     if not math.isfinite(value):
         return f"{wording.label} not measured"
     return f"{wording.label} {value * wording.scale:,.{wording.digits}f} {wording.unit}".rstrip()
+
+
+def more_is_better(metric: str) -> bool | None:
+    """Which direction of a metric is better, ``None`` where that is not known."""
+    if metric.startswith("bbox_"):
+        return True
+    return False if metric in _WORDINGS else None
+
+
+def wording_of(metric: str) -> dict[str, Any]:
+    """Gives how a metric is worded, as plain data: ``label``, ``unit``, ``scale`` and ``digits``."""
+    return asdict(_wording(metric))
 
 
 def knob_value(value: Any) -> str:

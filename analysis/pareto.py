@@ -135,17 +135,52 @@ def hypervolume_curves(
         Rows ``{"finished_trials": int, "compute_hours": float, "hypervolume": float}``; hours are those spent in all
         trials finished so far, and hypervolume never falls.
     """
-    done = [trial for trial in trials if trial.state.finished]
-    done.sort(key=lambda trial: (math.inf if trial.finished is None else trial.finished, trial.number))
     rows: list[Row] = []
     growing = GrowingHypervolume(objectives, reference)
     hours = 0.0
-    for count, trial in enumerate(done, start=1):
+    for count, trial in enumerate(finish_order(trials), start=1):
         hours += trial.compute_hours
         for point in points([trial], objectives):
             growing.add(values(point, objectives))
         rows.append({"finished_trials": count, "compute_hours": hours, "hypervolume": growing.volume})
     return rows
+
+
+def finish_order(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Gives the finished trials in order of finish, then of number."""
+    done = [trial for trial in trials if trial.state.finished]
+    return sorted(done, key=lambda trial: (math.inf if trial.finished is None else trial.finished, trial.number))
+
+
+def front_times(trials: Iterable[TrialRecord], objectives: Sequence[Objective]) -> dict[str, tuple[int, int | None]]:
+    """Tells when each point was on the front, counted in finished trials.
+
+    Returns:
+        By label of each point that ever was on it: after which finished trial it came (1-based, in the order of
+        ``hypervolume_curves``), and after which one it was beaten, ``None`` for the members of ``front``.
+    """
+    signs = np.array([-1.0 if objective.maximize else 1.0 for objective in objectives])
+    times: dict[str, tuple[int, int | None]] = {}
+    labels: list[str] = []
+    table = np.empty((0, len(signs)))  # of the front so far: (members, objectives), less is better
+    for count, trial in enumerate(finish_order(trials), start=1):
+        for point in points([trial], objectives):
+            figures = signs * np.array(values(point, objectives))
+            below, above = table <= figures, table >= figures
+            if (below.all(axis=1) & ~above.all(axis=1)).any():
+                continue
+            beaten = above.all(axis=1) & ~below.all(axis=1)
+            for index in np.flatnonzero(beaten):
+                came, _ = times[labels[index]]
+                if came == count:  # by a further setting of its own trial
+                    del times[labels[index]]
+                else:
+                    times[labels[index]] = (came, count)
+            labels = [label for label, gone in zip(labels, beaten, strict=True) if not gone]
+            table = np.vstack([table[~beaten], figures])
+            labels.append(point.label)
+            times[point.label] = (count, None)
+    return times
 
 
 class GrowingHypervolume:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from analysis.labels import axis, counts, scaled
 from analysis.pareto import front, points, speed_order
 from analysis.record import Objective, TrialRecord
+from analysis.thin import thin
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,17 @@ class View:
     def stepped(self) -> bool:
         """Whether there is a step line through the front; over more than two objectives it is not their boundary."""
         return self.x is not None and len(self.members) > 1
+
+    def uncovered(self, order: Sequence[TrialRecord], cells: tuple[int, int]) -> list[TrialRecord]:
+        """Keeps of points that look alike and lie in one cell of the frame the first.
+
+        Args:
+            order: Points that are drawn, what must not be lost first.
+            cells: Cells along the horizontal and the vertical axis.
+        """
+        places = list(zip(self.xs(order), self.ys(order), strict=True))
+        spans = (self.xlim[1] - self.xlim[0], self.ylim[1] - self.ylim[0])
+        return [order[index] for index in thin(places, spans, cells)]
 
     def spread(self, trial: TrialRecord) -> tuple[float, float] | None:
         """How far the quartiles of the measured latency lie left and right of the point, in ms; ``None`` if unknown."""

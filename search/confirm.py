@@ -135,11 +135,11 @@ def run(
         for training in _all(study, records, points, seeds) if finished else ():
             _clean(folder / training.folder, keep=bool(training.trial.sweep))
         records = confirmed(store)
-        write_pages(folder, study, records)
         page = leave_report(study, folder, records, seconds_run=store.seconds_run, data=report, space=space)
         tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
         tracker.begin(records)
         tracker.close(run_status(records), [page] if page else [])
+        write_pages(folder, study, records, tracker.runs)
         store.settle()
         log.write("finished", finished=finished, states=Counter(record.state.value for record in records), why=None)
         return Outcome(records, finished)

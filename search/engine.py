@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from analysis import plots
 from analysis.pareto import front_rows, write_front_csv, write_front_json
-from analysis.plots import pareto_html, pareto_png
 from analysis.record import TrialRecord, TrialState
 from search.begun import begun
 from search.conductor import Conductor
@@ -248,7 +248,7 @@ def run(
         finished = all(record.state.finished for record in records)
         page = leave_report(study, folder, records, seconds_run=store.seconds_run, data=report, space=space)
         tracker.close(run_status(records), [page] if page else [])
-        write_pages(folder, study, records)
+        write_pages(folder, study, records, tracker.runs)
         for record in records:
             _clean(folder / record.folder, record)
         note = None
@@ -289,12 +289,15 @@ def _earlier(study: Study, space: Space, root: Path) -> list[EarlierPoint]:
     return found
 
 
-def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord]) -> None:
-    """Writes ``pareto.html``, ``pareto.png``, ``front.csv`` and ``front.json`` into the study's folder."""
+def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord], runs: plots.Runs | None = None) -> None:
+    """Writes ``pareto.html``, ``.png`` and ``.svg``, ``front.csv`` and ``front.json`` into the study's folder."""
     objectives = study.objective_records
     rows = front_rows(records, objectives)
-    files.write_text(folder / "pareto.html", pareto_html(records, objectives, title=study.name))
-    files.write_bytes(folder / "pareto.png", pareto_png(records, objectives, title=study.name))
+    page = plots.pareto_html(records, objectives, title=study.name, runs=runs)
+    files.write_text(folder / "pareto.html", page)
+    picture = plots.pareto_picture(records, objectives, title=study.name)
+    files.write_bytes(folder / "pareto.png", plots.png(picture))
+    files.write_text(folder / "pareto.svg", plots.svg(picture))
     write_front_csv(rows, folder / "front.csv")
     write_front_json(rows, folder / "front.json")
 

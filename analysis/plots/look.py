@@ -46,6 +46,13 @@ def png(picture: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def svg(picture: Figure) -> str:
+    """Gives the picture as an SVG document, its text as outlines: it looks the same wherever it is opened."""
+    buffer = io.StringIO()
+    picture.savefig(buffer, format="svg", facecolor="white")
+    return buffer.getvalue()
+
+
 def dress_page(figure: go.Figure, title: str, note: str) -> None:
     """Gives an interactive figure its title, fonts and legend."""
     figure.update_layout(

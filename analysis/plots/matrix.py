@@ -21,12 +21,15 @@ from analysis.plots.look import BLUE, GREY, VERMILION, dress, dress_page, head
 from analysis.plots.pair import add_intervals, confirmed, draw_intervals
 from analysis.plots.words import Room, hover, named, tags, write_list
 from analysis.record import Objective, TrialRecord
+from analysis.thin import thin
 from analysis.view import View, missing, view_of
 
 _OVERALL = "front over all objectives"
 _ALONE = "front over these two alone"
 _BETTER = "better than the baseline in both"
 _GREEN = "#E3F1EB"  # pale enough for all inks upon it
+_CELLS = (120, 60)  # of one plot, see ``View.uncovered``
+_SPACE_CELLS = 60
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,11 @@ def matrix_picture(trials: Sequence[TrialRecord], objectives: Sequence[Objective
     side = len(objectives) - 1
     picture = Figure(figsize=(6.0 * side, 3.375 * side), dpi=150)
     height = picture.get_figheight()
-    head(picture, title, _note(overall))
+    shown = panels(overall, objectives)
+    head(picture, title, _note(overall, shown))
     edges = {"left": 0.13 / side, "right": 0.985, "top": 1 - 1.28 / height, "bottom": 0.65 / height}
     grid = picture.add_gridspec(side, side, **edges, wspace=0.21, hspace=0.34)
-    plots = [(panel, picture.add_subplot(grid[panel.row, panel.column])) for panel in panels(overall, objectives)]
+    plots = [(panel, picture.add_subplot(grid[panel.row, panel.column])) for panel in shown]
     for panel, axes in plots:
         _draw(panel, overall, axes)
     if not overall.members:
@@ -121,7 +125,7 @@ def _draw(panel: Panel, overall: View, axes: Any) -> None:
         look = "steps-pre" if view.x.maximize else "steps-post"
         x, y = view.xs(view.members), view.ys(view.members)
         axes.plot(x, y, drawstyle=look, color=BLUE, linewidth=1.2, linestyle=":", zorder=2)
-    for order, (group, name) in enumerate(_groups(overall), start=3):
+    for order, (group, name) in enumerate(_groups(overall, view), start=3):
         if group:
             colour, size, symbol, opacity = _LOOKS[name]
             axes.scatter(
@@ -163,15 +167,21 @@ _LOOKS = {
 _NAMES = {"front": _OVERALL}
 
 
-def _groups(view: View) -> list[tuple[list[TrialRecord], str]]:
-    """The points by kind, in the order that they are drawn in."""
-    plain = [[t for t in group if not t.baseline] for group in (view.faint, view.members)]
-    return [(plain[0], "dominated"), (plain[1], "front"), ([view.baseline] if view.baseline else [], "baseline")]
+def _groups(view: View, axes: View | None = None) -> list[tuple[list[TrialRecord], str]]:
+    """The points by kind, in the order that they are drawn in; of the dominated ones those that ``axes`` can show."""
+    faint, front = ([t for t in group if not t.baseline] for group in (view.faint, view.members))
+    shown = faint if axes is None else axes.uncovered(faint, _CELLS)
+    return [(shown, "dominated"), (front, "front"), ([view.baseline] if view.baseline else [], "baseline")]
 
 
-def _note(view: View) -> str:
+def _note(view: View, plots: Sequence[Panel]) -> str:
     said = missing(view)
-    return view.note if said is None else f"{view.note}. {' '.join(said.split())}"
+    if said is not None:
+        return f"{view.note}. {' '.join(said.split())}"
+    faint = _groups(view)[0][0]
+    hidden = len(faint) - min(len(_groups(view, panel.view)[0][0]) for panel in plots)
+    rest = f"; up to {hidden:,} dominated points a plot lie under others and are not drawn" if hidden else ""
+    return view.note + rest
 
 
 def _legend(view: View, plots: Sequence[Panel]) -> list[Any]:
@@ -201,10 +211,11 @@ def matrix_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective]
     ]
     cells[1][0] = {"type": "scene", "rowspan": side - 1}
     page = make_subplots(side, side, specs=cells, horizontal_spacing=0.16 / side, vertical_spacing=0.24 / side)
-    dress_page(page, title, _note(overall))
+    plots = panels(overall, objectives)
+    dress_page(page, title, _note(overall, plots))
     page.update_layout(font_size=15, legend_groupclick="togglegroup")
     shown = bool(overall.members)
-    for panel in panels(overall, objectives):
+    for panel in plots:
         cell = {"row": panel.row + 1, "col": panel.column + 1}
         _panel(page, panel, overall, objectives, cell)
         view = panel.view
@@ -229,7 +240,7 @@ def _panel(page: go.Figure, panel: Panel, overall: View, objectives: Sequence[Ob
         line = {"mode": "lines", "line": look, "hoverinfo": "skip"}
         group = {"name": _ALONE, "legendgroup": _ALONE, "showlegend": first, "legendrank": 1001}
         page.add_trace(go.Scatter(x=view.xs(view.members), y=view.ys(view.members), **line, **group), **cell)
-    for trials, name in _groups(overall):
+    for trials, name in _groups(overall, view):
         if not trials:
             continue
         colour, size, symbol, opacity = _LOOKS[name]
@@ -279,6 +290,10 @@ def _space(page: go.Figure, view: View, objectives: Sequence[Objective]) -> None
         look = {"mode": "lines", "line": {"color": GREY, "width": 2}, "hoverinfo": "skip", "showlegend": False}
         page.add_trace(go.Scatter3d(x=stems[0], y=stems[1], z=stems[2], legendgroup="front", **look), **cell)
     for trials, name in _groups(view):
+        if name == "dominated":
+            spots = list(zip(*(places(trials, objective) for objective in (right, depth, up)), strict=True))
+            spans = [max(line) - min(line) for line in zip(*spots, strict=True)]
+            trials = [trials[index] for index in thin(spots, spans, [_SPACE_CELLS] * 3)]
         if not trials:
             continue
         colour, size, _, opacity = _LOOKS[name]

@@ -12,14 +12,20 @@ from matplotlib.offsetbox import AnchoredText
 from matplotlib.transforms import Bbox
 
 from analysis.plots.look import BLUE, GREY, INK, SHADE, VERMILION, dress, dress_page, head
+from analysis.plots.sizes import Sizes, sizes_of
 from analysis.plots.words import hover, named, tags, write_list
 from analysis.record import Objective, TrialRecord
 from analysis.view import View, missing, view_of
 
+# Cells of a grid of half the smallest marker, in which one dominated point is drawn.
+CELLS = (240, 120)
+
 
 def pair_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective], *, title: str) -> go.Figure:
-    """Draws the front for an interactive page, see ``pareto_html``."""
+    """Draws the front as a figure for a page of several; ``pareto_html`` is a page of its own."""
     view = view_of(trials, objectives)
+    sizes = sizes_of([*view.members, *view.faint])
+    faint, note = uncovered(view, sizes)
     page = go.Figure()
     corner = view.behind()
     if corner is not None:
@@ -38,9 +44,10 @@ def pair_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
                 showlegend=False,
             )
         )
-    plain = [[t for t in group if not t.baseline] for group in (view.faint, view.members)]
-    _scatter(page, view, plain[0], objectives, "dominated", {"color": GREY, "size": 11, "opacity": 0.45})
-    _scatter(page, view, plain[1], objectives, "front", {"color": BLUE, "size": 16})
+    front = [trial for trial in view.members if not trial.baseline]
+    small, large = [_diameters(group, sizes, 9) for group in (faint, front)] if sizes else (11.0, 16.0)
+    _scatter(page, view, faint, objectives, "dominated", {"color": GREY, "size": small, "opacity": 0.45})
+    _scatter(page, view, front, objectives, "front", {"color": BLUE, "size": large})
     if view.baseline is not None:
         look = {"color": VERMILION, "size": 22, "symbol": "star"}
         _scatter(page, view, [view.baseline], objectives, "baseline", look)
@@ -49,11 +56,30 @@ def pair_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
     if said is not None:
         place = {"x": 0.5, "y": 0.9, "xref": "paper", "yref": "paper", "showarrow": False}
         page.add_annotation(text=said.replace("\n", "<br>"), font={"size": 22, "color": INK}, **place)
-    dress_page(page, title, view.note)
+    dress_page(page, title, note)
     shown = bool(view.members)
     page.update_xaxes(title=view.xlabel, range=view.xlim, zeroline=False, showticklabels=shown, automargin=True)
     page.update_yaxes(title=view.ylabel, range=view.ylim, zeroline=False, showticklabels=shown, automargin=True)
     return page
+
+
+def uncovered(view: View, sizes: Sizes | None, cells: tuple[int, int] = CELLS) -> tuple[list[TrialRecord], str]:
+    """Gives the dominated points that are drawn, large ones first, and the note below the title.
+
+    Left out are those that lie under another one: of each cell the largest is drawn, never without saying so.
+    """
+    faint = [trial for trial in view.faint if not trial.baseline]
+    if sizes is not None:
+        faint = sorted(faint, key=sizes.diameter, reverse=True)
+    drawn = view.uncovered(faint, cells)
+    hidden = len(faint) - len(drawn)
+    parts = [view.note, *([sizes.told] if sizes else [])]
+    parts += [f"{hidden:,} dominated points lie under others and are not drawn"] if hidden else []
+    return drawn, "; ".join(parts)
+
+
+def _diameters(trials: Sequence[TrialRecord], sizes: Sizes, unit: float) -> list[float]:
+    return [unit * sizes.diameter(trial) for trial in trials]
 
 
 def add_intervals(page: go.Figure, view: View, trials: Sequence[TrialRecord], **cell: int) -> None:
@@ -144,7 +170,9 @@ def pair_picture(trials: Sequence[TrialRecord], objectives: Sequence[Objective],
     picture = Figure(figsize=(12, 6.75), dpi=150)
     canvas = FigureCanvasAgg(picture)
     axes = picture.add_axes((0.07, 0.11, 0.60 if view.members else 0.90, 0.74))
-    head(picture, title, view.note)
+    sizes = sizes_of([*view.members, *view.faint])
+    faint, note = uncovered(view, sizes)
+    head(picture, title, note)
     corner = view.behind()
     if corner is not None:
         left, right, bottom, top = corner
@@ -152,10 +180,11 @@ def pair_picture(trials: Sequence[TrialRecord], objectives: Sequence[Objective],
     if view.stepped and view.x is not None:
         look = "steps-pre" if view.x.maximize else "steps-post"
         axes.plot(view.xs(view.members), view.ys(view.members), drawstyle=look, color=BLUE, linewidth=2, zorder=2)
-    plain = [[t for t in group if not t.baseline] for group in (view.faint, view.members)]
-    looks: list[tuple[list[TrialRecord], str, str, float, str, float]] = [
-        (plain[0], "dominated", GREY, 50, "o", 0.5),
-        (plain[1], "front", BLUE, 110, "o", 1.0),
+    front = [trial for trial in view.members if not trial.baseline]
+    areas: list[Any] = [[d**2 for d in _diameters(group, sizes, 7)] if sizes else None for group in (faint, front)]
+    looks: list[tuple[list[TrialRecord], str, str, Any, str, float]] = [
+        (faint, "dominated", GREY, areas[0] or 50, "o", 0.5),
+        (front, "front", BLUE, areas[1] or 110, "o", 1.0),
         ([view.baseline] if view.baseline else [], "baseline", VERMILION, 300, "*", 1.0),
     ]
     for order, (group, name, colour, size, symbol, opacity) in enumerate(looks, start=3):
@@ -173,7 +202,7 @@ def pair_picture(trials: Sequence[TrialRecord], objectives: Sequence[Objective],
             zorder=order,
             label=name,
         )
-    for trial in plain[1]:
+    for trial in front:
         spread = view.spread(trial)
         if spread is not None:
             x, y = view.xs([trial])[0], view.ys([trial])[0]

@@ -19,6 +19,7 @@ from analysis.record import TrialRecord
 from spaces.errors import UserError
 
 if TYPE_CHECKING:
+    from analysis.plots import Runs
     from search.tracking.tracker import RunStatus, Tracker
 
 # Between two drawings of the plots lie this many seconds, and this many times as long as the last one took: a study of
@@ -125,6 +126,11 @@ class Courier:
         with self._changed:
             self._draw = records
             self._changed.notify()
+
+    @property
+    def runs(self) -> Runs | None:
+        """Where the trials are in MLflow; ``None`` where it could not be reached."""
+        return None if self._tracker is None else self._tracker.runs()
 
     def close(self, status: RunStatus, pages: Sequence[Path] = ()) -> None:
         """Writes what is missing and ends the parent run, where MLflow answers; warns where it does not.

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 from spaces.errors import UserError, choices
 
 # Without it a first-time visitor lands in MLflow's GenAI mode, which shows no runs.
-_MODE = "workflowType=machine_learning"
+MODE = "workflowType=machine_learning"
 _PORTS = {"sqlite": 0, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CONNECT_SECONDS = 5.0
 
@@ -100,4 +100,4 @@ def page_url(server: str, experiment_id: str, run_id: str, artifact: str | None 
     if artifact is not None:
         page += f"/artifacts/{quote(artifact)}"
     root = f"{public_uri(server).rstrip('/')}/" if server else ""
-    return f"{root}{page}?{_MODE}"
+    return f"{root}{page}?{MODE}"

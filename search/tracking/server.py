@@ -6,12 +6,14 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.record import Objective
 from search.tracking.content import Point, flatten
 from search.tracking.pages import check_uri, is_database, page_url, public_uri
+from search.tracking.views import TAG, view_key, view_state, view_url
 from spaces.errors import UserError
 
 # A dead server would block a client for four minutes with MLflow's own settings. All of these are read when mlflow is
@@ -146,9 +148,24 @@ def open_parent(
         client.log_batch(run_id, params=fresh[start : start + 100])
     if changed:
         client.log_batch(run_id, tags=[RunTag(f"headway.param.{name}", value) for name, value in changed.items()])
-    link = f"Newest study: [{study}]({page_url('', experiment_id, run_id)})"
-    client.set_experiment_tag(experiment_id, "mlflow.note.content", link)
     return run_id
+
+
+def lead_to(client: MlflowClient, experiment_id: str, run_id: str, study: str, objectives: Sequence[Objective]) -> None:
+    """Makes the experiment's description lead to the study's plots, and saves the views that it names.
+
+    A description shows its first line only, so all links stand there.
+    """
+    for front in (False, True):
+        key = TAG + view_key(run_id, front=front)
+        client.set_experiment_tag(experiment_id, key, view_state(run_id, objectives, front=front))
+    live, best = (view_url(experiment_id, run_id, front=front) for front in (False, True))
+    links = [
+        f"**[Pareto plot]({page_url('', experiment_id, run_id)})** of the newest study, {study}",
+        f"trials to click on, live: [all]({live}), [the front]({best})",
+        f"[table]({page_url('', experiment_id, run_id, 'front.csv')})",
+    ]
+    client.set_experiment_tag(experiment_id, "mlflow.note.content", " \u00b7 ".join(links))
 
 
 def _is_parent(identity: str) -> str:

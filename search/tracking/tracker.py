@@ -21,8 +21,9 @@ from analysis import pareto, plots
 from analysis.labels import counts, short
 from analysis.record import Objective, TrialRecord, TrialState, further
 from search.tracking.content import Content, Point, content_of, milliseconds, volume_metrics
-from search.tracking.pages import page_url, public_uri
-from search.tracking.server import FAILURES, find_runs, history, open_experiment, open_parent, reach, reason
+from search.tracking.pages import is_database, page_url, public_uri
+from search.tracking.server import FAILURES, find_runs, history, lead_to, open_experiment, open_parent, reach, reason
+from search.tracking.views import view_url
 from spaces.errors import UserError
 from trainers.pictures import FOLDER as PICTURES
 
@@ -169,6 +170,7 @@ class Tracker:
         try:
             experiment_id = open_experiment(client, uri, experiment, study_folder)
             run_id = open_parent(client, experiment_id, study, study_folder, params)
+            lead_to(client, experiment_id, run_id, study, objectives)
             tracker = cls(
                 client,
                 experiment_id=experiment_id,
@@ -461,11 +463,13 @@ class Tracker:
         ]
         states = [record.state.value for record in records]
         said = counts(states)
-        drawn = hashlib.sha256(repr((rows, said, len(curves))).encode()).hexdigest()
+        drawn = hashlib.sha256(repr((rows, said, len(curves), final)).encode()).hexdigest()
         tags = {f"headway.trials.{state.value.lower()}": str(states.count(state.value)) for state in TrialState}
         # A folded description shows some 100 px: the links must stand above the picture.
         tags["mlflow.note.content"] = (
-            f"[Interactive plot]({page_url('', self.experiment_id, self.run_id)}) \u00b7 "
+            f"**[Pareto plot]({page_url('', self.experiment_id, self.run_id)})** \u00b7 trials to click on, live: "
+            f"[all]({view_url(self.experiment_id, self.run_id, front=False)}), "
+            f"[the front]({view_url(self.experiment_id, self.run_id, front=True)}) \u00b7 "
             f"[table]({page_url('', self.experiment_id, self.run_id, 'front.csv')}) \u00b7 {said}\n\n"
             f"![Pareto front](get-artifact?path=pareto.png&run_uuid={self.run_id})"
         )
@@ -477,9 +481,13 @@ class Tracker:
         with tempfile.TemporaryDirectory(prefix="headway-") as name:
             folder = Path(name)
             title = f"{self._study}: the front"
-            page = plots.pareto_html(records, self._objectives, title=title)
-            (folder / "pareto.html").write_text(page, encoding="utf-8")
-            (folder / "pareto.png").write_bytes(plots.pareto_png(records, self._objectives, title=title))
+            data = plots.page_data(records, self._objectives, title=title, runs=self.runs(live=not final))
+            (folder / "pareto.html").write_text(plots.page_of_data(data), encoding="utf-8")
+            # What a page that is open loads its news from. MLflow serves .js as plain text, which no browser runs.
+            (folder / "pareto.mjs").write_text(plots.script_of_data(data), encoding="utf-8")
+            picture = plots.pareto_picture(records, self._objectives, title=title)
+            (folder / "pareto.png").write_bytes(plots.png(picture))
+            (folder / "pareto.svg").write_text(plots.svg(picture), encoding="utf-8")
             volumes = plots.hypervolume_png(curves, title=f"{self._study}: hypervolume")
             (folder / "hypervolume.png").write_bytes(volumes)
             pareto.write_front_csv(rows, folder / "front.csv")
@@ -488,6 +496,12 @@ class Tracker:
         for row in rows:
             self._mark(row)
         self._drawn = drawn
+
+    def runs(self, *, live: bool = False) -> plots.Runs:
+        """Tells where the trials' runs are, for links from plots."""
+        trials = {label: child.run_id for label, child in self._children.items()}
+        server = "" if is_database(self._uri) or not self._uri.startswith("http") else self._where
+        return plots.Runs(self.experiment_id, self.run_id, trials, server=server, live=live)
 
     def _mark(self, row: Mapping[str, Any]) -> None:
         child = self._children.get(row["point"])

@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
+from xml.etree import ElementTree
 
 import pytest
+from matplotlib.text import Text
 
 from analysis import pareto, plots
 from analysis.labels import axis, counts, figure, short
 from analysis.plots.matrix import matrix_figure, matrix_picture
+from analysis.plots.pair import pair_figure
+from analysis.plots.sizes import sizes_of
 from analysis.plots.words import named
 from analysis.record import Objective, TrialRecord, TrialState
+from analysis.thin import thin
 from analysis.view import view_of
 
 TWO = (Objective("bbox_mAP", "maximize"), Objective("latency_ms", "minimize"))
@@ -43,37 +48,78 @@ def size(png: bytes) -> tuple[int, int]:
     return width, height
 
 
-def test_page_needs_nothing_from_outside() -> None:
-    page = plots.pareto_html(study(5), TWO, title="cells <gfl>")
-    assert not re.search(r"<(script|link|img|iframe)[^>]*\s(src|href)\s*=", page)
-    assert "plotly.js v" in page  # the library is inside
-    assert '"showSendToCloud": false' in page  # and nothing is offered to be uploaded
-    assert "cells &lt;gfl&gt;" in page
-    assert "cells <gfl>" not in page
-
-
-def test_page_tells_knobs_figures_and_the_baseline() -> None:
-    page = plots.pareto_html([*study(5), TrialRecord(9, TrialState.STOPPED)], TWO, title="cells")
-    body = page[page.rindex("Plotly.newPlot") :]
-    for words in ("slimhead.ratio", "dcn.cls", "AP small", "latency (ms)", "AP (%)", "star", "the baseline", "hv"):
-        assert words in body
-    assert "5 complete, 1 stopped; 5 on the front" in body
-    assert "against the baseline: -0.1 AP, -2 % latency" in body
-
-
 @pytest.mark.parametrize("objectives", [TWO[:1], TWO, THREE])
 @pytest.mark.parametrize("count", [0, 1, 2, 40])
 def test_every_size_is_drawn(count: int, objectives: tuple[Objective, ...]) -> None:
     trials = study(count)
-    page = plots.pareto_html(trials, objectives, title="cells")
-    assert size(plots.pareto_png(trials, objectives, title="cost $ and $")) == (1800, 1012)
-    assert ("No trial is COMPLETE yet" in page) == (count == 0)
-    assert ("One trial is COMPLETE so far" in page) == (count == 1)
+    picture = plots.pareto_picture(trials, objectives, title="cost $ and $")
+    assert size(plots.png(picture)) == (1800, 1012)
+    assert plots.pareto_figure(trials, objectives, title="cells").to_json()
+    said = " ".join(text.get_text() for text in (*picture.texts, *picture.findobj(Text)))
+    assert ("No trial is COMPLETE yet" in said) == (count == 0)
+    assert ("One trial is COMPLETE so far" in said) == (count == 1)
+
+
+def test_a_picture_is_also_an_svg_that_needs_nothing() -> None:
+    drawn = plots.pareto_svg(study(5), TWO, title="cells")
+    root = ElementTree.fromstring(drawn)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert (root.get("width"), root.get("height")) == ("864pt", "486pt")
+    # A namespace and licence are named; nothing is loaded.
+    assert not re.search(r"href=[\"'](?!#)", drawn)
+
+
+def test_sizes_tell_the_parameters() -> None:
+    trials = [
+        TrialRecord(
+            n, TrialState.COMPLETE, metrics={"bbox_mAP": 0.3 + n / 100, "latency_ms": 9.0 + n, "params_m": size}
+        )
+        for n, size in enumerate((2.0, 2.0, 3.0, 6.0))
+    ]
+    sizes = sizes_of(trials)
+    assert sizes is not None
+    assert [sizes.diameter(trial) for trial in trials] == pytest.approx([1.0, 1.0, 1.7, 2.4])
+    assert sizes.told == "point size: parameters, 2.00 to 6.00 M"
+    assert sizes_of(trials[:2]) is None and sizes_of([]) is None
+    page = pair_figure(trials, TWO, title="cells")
+    [front] = [trace for trace in page.data if trace.name == "front"]
+    assert front.marker.size == pytest.approx((9.0, 9 * 1.7, 9 * 2.4))
+    assert sizes.told in page.layout.title.text
+
+
+def test_points_under_others_are_left_out_and_counted() -> None:
+    """Of 3,000 dominated points in 25 places 25 are drawn; the front is drawn whole."""
+    trials = study(4)
+    for number in range(4, 3004):
+        place = number % 25
+        metrics = {"bbox_mAP": 0.2 + 0.01 * (place // 5), "latency_ms": 120.0 + 4 * (place % 5), "params_m": 32.0}
+        trials.append(TrialRecord(number, TrialState.COMPLETE, metrics=metrics))
+    told = "2,975 dominated points lie under others and are not drawn"
+    page = pair_figure(trials, TWO, title="cells")
+    assert {trace.name: len(trace.x) for trace in page.data if trace.name} == {
+        "dominated": 25,
+        "front": 3,
+        "baseline": 1,
+    }
+    assert told in page.layout.title.text
+    assert told in " ".join(text.get_text() for text in plots.pareto_picture(trials, TWO, title="cells").texts)
+    matrix = matrix_figure(trials, THREE, title="cells")
+    assert [len(t.x) for t in matrix.data if t.name == "dominated" and t.type == "scatter"] == [25, 5, 5]
+    assert [len(t.x) for t in matrix.data if t.name == "dominated" and t.type == "scatter3d"] == [25]
+    assert "up to 2,995 dominated points a plot" in matrix.layout.title.text
+
+
+def test_thin_keeps_the_first_of_each_kind_in_each_cell() -> None:
+    places = [(0.1, 0.1), (0.4, 0.4), (0.6, 0.1), (0.45, 0.45), (1.4, 0.1)]
+    assert thin(places, (1.0, 1.0), (2, 2)) == [0, 2, 4]
+    assert thin(places, (1.0, 1.0), (2, 2), kinds=["a", "b", "a", "b", "a"]) == [0, 1, 2, 4]
+    assert thin(places, (0.0, 1.0), (2, 2)) == [0]
+    assert thin([], (1.0, 1.0), (2, 2)) == []
 
 
 def test_other_directions_are_drawn() -> None:
     objectives = (Objective("latency_ms", "minimize"), Objective("bbox_mAP", "maximize"))
-    assert '"shape":"vh"' in plots.pareto_html(study(5), objectives, title="cells").replace(" ", "")
+    assert '"shape":"vh"' in pair_figure(study(5), objectives, title="cells").to_json().replace(" ", "")
     left, right, bottom, top = view_of(study(5), objectives).behind() or (0, 0, 0, 0)
     assert left < right
     assert bottom < top
@@ -172,7 +218,6 @@ def test_more_objectives_are_drawn_in_all_pairs() -> None:
     assert labels == [(names[y], names[x]) for y in range(4) for x in range(y + 1, 4)]
     page = matrix_figure(six(), FOUR, title="cells")
     assert len({trace.xaxis for trace in page.data if trace.type == "scatter"}) == 6
-    assert "Plotly.newPlot" in plots.pareto_html(six(), FOUR, title="cells")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

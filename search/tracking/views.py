@@ -47,8 +47,9 @@ def view_state(run_id: str, objectives: Sequence[Objective], *, front: bool) -> 
     wanted = f"tags.`mlflow.parentRunId` = '{run_id}'"
     state: dict[str, Any] = {
         "searchFilter": f"{wanted} and tags.`headway.front` = 'true'" if front else wanted,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
+        # By a metric: sorted by time, MLflow would hide the trials' runs below the study's.
+        "orderByKey": f"metrics.`{names[0]}`",
+        "orderByAsc": not objectives[0].maximize,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",

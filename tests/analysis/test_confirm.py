@@ -304,7 +304,7 @@ def test_bars_are_drawn_at_the_mean() -> None:
     assert [bar.lines[0].get_ydata()[0] for bar in drawn] == pytest.approx([24.8, 29.8, 31.8])
     assert "95 % interval" in view_of(records, TWO).note
     body = plots.pareto_html(records, TWO, title="cells")
-    assert "over 3 seeds: AP 24.8 % \\u00b1 1.8 (95 %)" in body
+    assert "over 3 seeds: AP 24.8 % ± 1.8 (95 %)" in body
 
 
 def test_a_wide_interval_does_not_squeeze_the_front() -> None:

@@ -20,6 +20,7 @@ from analysis.record import EpochRecord, Objective, SweepPoint, TrialRecord, Tri
 from search.tracking import Tracker, default_uri, find_run, page_url, public_uri, server, ui_command
 from search.tracking import tracker as module
 from search.tracking.content import content_of, volume_metrics
+from search.tracking.views import TAG, view_key, view_url
 from spaces.errors import UserError
 
 TWO = (Objective("bbox_mAP", "maximize"), Objective("latency_ms", "minimize"))
@@ -343,7 +344,8 @@ def test_the_study_is_drawn(place: Place) -> None:
     tracker.study(records)
     parent = place.client.get_run(tracker.run_id)
     names = {item.path for item in place.client.list_artifacts(tracker.run_id)}
-    assert names == {"pareto.html", "pareto.png", "hypervolume.png", "front.csv", "front.json"}
+    pages = {"pareto.html", "pareto.mjs", "pareto.png", "pareto.svg"}
+    assert names == {*pages, "hypervolume.png", "front.csv", "front.json"}
     assert (place.folder / "artifacts").is_dir()
     assert place.series(parent, "hypervolume") == [(1, 15.0), (2, 18.0), (3, 18.0), (4, 18.0)]
     # The last minute of 0.02 h each is held back until it is over.
@@ -353,6 +355,11 @@ def test_the_study_is_drawn(place: Place) -> None:
     tags = place.client.get_run(tracker.run_id).data.tags
     assert tags["headway.trials.complete"] == "3"
     assert f"run_uuid={tracker.run_id}" in tags["mlflow.note.content"]
+    described = place.client.get_experiment(tracker.experiment_id).tags
+    for front in (False, True):
+        assert described[TAG + view_key(tracker.run_id, front=front)]
+        assert view_url(tracker.experiment_id, tracker.run_id, front=front) in described["mlflow.note.content"]
+    assert "\n" not in described["mlflow.note.content"]
     fronts = [run.data.tags.get("headway.front") for run in place.children(tracker)]
     assert fronts == ["false", "true", None, "false", None]
     page = page_url("http://127.0.0.1:5000/", *(found := find_run_of(place)))
@@ -372,7 +379,7 @@ def test_a_study_without_any_point_is_drawn(place: Place) -> None:
     tracker = place.open()
     tracker.study([running(0, 0)])
     assert not tracker.pending
-    assert len(place.client.list_artifacts(tracker.run_id)) == 5
+    assert len(place.client.list_artifacts(tracker.run_id)) == 7
 
 
 def test_two_studies_of_one_name_stay_apart(place: Place, tmp_path: Path) -> None:

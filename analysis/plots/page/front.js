@@ -38,6 +38,10 @@
   let data = JSON.parse($("data").textContent);
   const view = {x: null, y: null, colour: "state", published: "", others: false, unit: "trials", at: null, tab: "pair", pinned: null};
 
+  // A frame of MLflow leaves little room, a projector wants large letters.
+  const narrow = matchMedia("(max-width: 800px)");
+  const letters = (large, small) => (narrow.matches ? small : large);
+
   // Words.
 
   const number = (value, digits) =>
@@ -257,7 +261,7 @@
       }));
     }
     found.push(points(front, {
-      mode: "markers+text", hoverinfo: "skip", marker: {size: sized(front).map((size) => size + 6), opacity: 0}, text: tags(front, range), textfont: {size: 16, color: INK},
+      mode: "markers+text", hoverinfo: "skip", marker: {size: sized(front).map((size) => size + 6), opacity: 0}, text: tags(front, range), textfont: {size: letters(16, 12), color: INK},
       textposition: more(view.x) ? "top right" : "top left",
     }));
     if (others.length) {
@@ -284,7 +288,7 @@
     if (sure.length) {
       const ends = sure.map((index) => interval(view.y, index));
       found.push(points(sure, {
-        y: ends.map((end) => end[0]), hoverinfo: "skip", name: "mean over seeds, 95 %", showlegend: true,
+        y: ends.map((end) => end[0]), hoverinfo: "skip", name: "mean over seeds, 95 % interval", showlegend: true,
         marker: {symbol: "line-ew-open", size: 22, color: INK, line: {color: INK, width: 1.5}},
         error_y: {array: ends.map((end) => end[2] - end[0]), thickness: 1.5, width: 5, color: INK},
       }));
@@ -316,8 +320,8 @@
     if (view.tab === "matrix") return drawMatrix();
     const {found, home, base, front, faint, few, complete, laid} = traces();
     const edge = (name, range) => ({
-      title: {text: more(name) === null ? axis(name) : `${axis(name)}, ${more(name) ? "more" : "less"} is better`, font: {size: 20}, standoff: 12},
-      range, zeroline: false, automargin: true, gridcolor: "#E4E4E4", showticklabels: complete.length > 0, tickfont: {size: 17},
+      title: {text: more(name) === null ? axis(name) : `${axis(name)}, ${more(name) ? "more" : "less"} is better`, font: {size: letters(20, 14)}, standoff: letters(12, 6)},
+      range, zeroline: false, automargin: true, gridcolor: "#E4E4E4", showticklabels: complete.length > 0, tickfont: {size: letters(17, 12)},
     });
     const shapes = [];
     if (base >= 0 && more(view.x) !== null && more(view.y) !== null) {
@@ -330,11 +334,11 @@
     const missing = complete.length ? "" : data.points.valid.some(Boolean) ? "No figures of these two at this time." : "No trial is COMPLETE yet.<br>Only COMPLETE trials are on the front.";
     const alone = complete.length === 1 ? "One trial is COMPLETE so far." : missing;
     const layout = {
-      shapes, uirevision: revision(), font: {size: 17, color: INK, family: "Helvetica, Arial, DejaVu Sans, sans-serif"},
+      shapes, uirevision: revision(), font: {size: letters(17, 12), color: INK, family: "Helvetica, Arial, DejaVu Sans, sans-serif"},
       xaxis: edge(view.x, home.x), yaxis: edge(view.y, home.y), hovermode: "closest", hoverdistance: 25,
-      legend: {orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", itemsizing: "trace", font: {size: 16}},
-      margin: {l: 80, r: 25, t: 40, b: 70}, plot_bgcolor: "white", paper_bgcolor: "white",
-      annotations: alone ? [{text: alone, x: 0.5, y: 0.9, xref: "paper", yref: "paper", showarrow: false, font: {size: 22}}] : [],
+      legend: {orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", itemsizing: "trace", font: {size: letters(16, 12)}},
+      margin: {l: letters(80, 45), r: letters(25, 8), t: letters(40, 20), b: letters(70, 40)}, plot_bgcolor: "white", paper_bgcolor: "white",
+      annotations: alone ? [{text: alone, x: 0.5, y: 0.9, xref: "paper", yref: "paper", showarrow: false, font: {size: letters(22, 15)}}] : [],
     };
     say(front.length + (base >= 0 && member(base, when()) ? 1 : 0), faint.length - few.length, laid.length);
     // plotly's own "share" button would upload the study to its makers' cloud.
@@ -516,6 +520,9 @@
     $("at").value = kept;
     soon();
   };
+  $("controls").classList.add("folded");
+  $("more").onclick = () => { $("more").textContent = $("controls").classList.toggle("folded") ? "more …" : "less"; };
+  narrow.addEventListener("change", soon);
   addEventListener("keydown", (event) => { if (event.key === "Escape") pin(null); });
 
   // News, while the search runs. A sandbox may not fetch; a script of the server that it came from it may load.

@@ -56,13 +56,13 @@ def view_state(run_id: str, objectives: Sequence[Objective], *, front: bool) -> 
         "datasetsFilter": [],
         "selectedColumns": [f"metrics.`{name}`" for name in names],
         "runsHiddenMode": "SHOW_ALL",
-        "runListHidden": False,
+        "runListHidden": True,
         "viewMaximized": False,
         "groupBy": None,
         "hideEmptyCharts": True,
         "isAccordionReordered": True,
         "compareRunSections": [
-            _section(section, "The front" if front else "The trials", shown=True),
+            _section(section, "The front" if front else "The trials", shown=True, columns=min(2, len(pairs))),
             # MLflow adds a chart of each metric to these two.
             _section(_name(run_id, "model"), "Model metrics", shown=False),
             _section(_name(run_id, "system"), "System metrics", shown=False),
@@ -72,9 +72,9 @@ def view_state(run_id: str, objectives: Sequence[Objective], *, front: bool) -> 
     return json.dumps(state)
 
 
-def _section(uuid: str, name: str, *, shown: bool) -> dict[str, Any]:
+def _section(uuid: str, name: str, *, shown: bool, columns: int = 3) -> dict[str, Any]:
     flags = {"isReordered": False, "deleted": False, "isGenerated": not shown}
-    return {"uuid": uuid, "name": name, "display": shown, **flags}
+    return {"uuid": uuid, "name": name, "display": shown, "columns": columns, "cardHeight": 440, **flags}
 
 
 def _scatter(uuid: str, section: str, y: str, x: str) -> dict[str, Any]:

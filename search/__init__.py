@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.api import Bundle, Recording, Study
+    from search.api import Bundle, Recording, Study, compare
     from spaces.errors import HeadwayError, UserError
 
-__all__ = ["Bundle", "HeadwayError", "Recording", "Study", "UserError"]
+__all__ = ["Bundle", "HeadwayError", "Recording", "Study", "UserError", "compare"]
 
 
 def __getattr__(name: str) -> Any:

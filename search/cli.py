@@ -113,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     follow = ("--follow", {"action": "store_true", "help": "show it again every few seconds while the study runs"})
     add("status", "what runs where, trials by state, failures, estimated end", study, follow, studies, json)
     add("front", "the accuracy-speed front", study, studies, json)
+    add(
+        "compare",
+        "studies side by side: fronts, difference in hypervolume with its interval, who dominates whom",
+        ("studies_compared", {"metavar": "STUDY", "nargs": "+", "help": "two or more: name, folder or study file"}),
+        ("--out", {"metavar": "FILE.html", "help": "write the plot as a page, and as a PNG beside it"}),
+        studies,
+        json,
+    )
     seeds_help = "seeds of a point, the study's own among them (default: 3)"
     seeds = ("--seeds", {"type": int, "default": 3, "metavar": "K", "help": seeds_help})
     add("confirm", "train the front again with other seeds, time it together", study, seeds, address, studies, json)

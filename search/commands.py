@@ -185,6 +185,20 @@ def front(options: argparse.Namespace) -> None:
         tables.print_front(rows, records, study.file)
 
 
+def compare(options: argparse.Namespace) -> None:
+    """``headway compare STUDY STUDY...``."""
+    from search.comparing import show
+
+    found = api.compare(*options.studies_compared, studies=options.studies)
+    written = found.write(options.out) if options.out else ()
+    if options.json:
+        _emit({**found.comparison.to_json(), "files": [str(path) for path in written]})
+        return
+    show(found.comparison)
+    for path in written:
+        print(path)
+
+
 def confirm(options: argparse.Namespace) -> int | None:
     """``headway confirm STUDY``."""
     study = api.Study.open(options.study, studies=options.studies)

@@ -41,6 +41,7 @@ def compare_studies(found: Sequence[tuple[Study, Sequence[TrialRecord]]]) -> Com
                 objectives=study.objective_records,
                 seed=study.seed,
                 terms=_terms(study, records, *mark),
+                warm=study.warm_epochs is not None,
                 kind=json.dumps({key: value for key, value in study.dump().items() if key not in _FREE}),
             )
             for (study, records), mark in zip(found, marks, strict=True)

@@ -66,6 +66,7 @@ class Entry:
         seed: The study's.
         terms: What its figures rest on.
         kind: Equal for replicas: studies that differ in nothing but name and seed.
+        warm: Whether all trainings, those of other seeds too, continue from one warm start.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Entry:
     seed: int
     terms: Terms
     kind: str
+    warm: bool = False
 
     @property
     def baseline(self) -> TrialRecord:

@@ -195,6 +195,21 @@ class Study(Results):
         says = tuple(pair["says"] for pair in document["neighbours"])
         return Confirmed(outcome.finished, says, document)
 
+    def report(self, out: str | Path | None = None) -> Report:
+        """Writes the page that tells the study's story: ``headway report``.
+
+        Args:
+            out: The page; by default ``report.html`` in the study's folder.
+
+        Raises:
+            UserError: ``out`` cannot be written.
+        """
+        from search.report import write_report
+
+        store = self.store()
+        document = write_report(store.study, self.folder, store, Path(out) if out else None)
+        return Report(Path(document["report"]), document)
+
     def record(self, out: str | Path) -> Recording:
         """Makes a table of the study, in which others can be replayed: ``headway record``.
 
@@ -323,6 +338,19 @@ class Confirmed:
 
     finished: bool
     says: tuple[str, ...]
+    document: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report on disk.
+
+    Attributes:
+        path: The page.
+        document: All of ``headway report --json``, importances among it.
+    """
+
+    path: Path
     document: Mapping[str, Any] = field(repr=False)
 
 

@@ -278,11 +278,9 @@ def _difference(one: Side, other: Side, objectives: Sequence[Objective]) -> Diff
         latency = [side.found[0].latency for side in (one, other)]
         interval = difference(trained[0], trained[1], math.fsum((value or 0.0) ** 2 for value in latency))
         counts = " and ".join(str(len(group)) for group in trained)
-        unknown = "" if all(value is not None for value in latency) else "; the noise of latency is not in it"
-        if any(side.found[0].entry.warm for side in (one, other)):
-            unknown += (
-                ", nor that of a shared warm start" if unknown else "; the noise of a shared warm start is not in it"
-            )
+        missing = [] if all(value is not None for value in latency) else ["latency"]
+        missing += ["a shared warm start"] if any(side.found[0].entry.warm for side in (one, other)) else []
+        unknown = f"; the noise of {choices(missing, 'and')} is not in it" if missing else ""
         basis = "seeds"
         says = (
             f"Over {counts} trainings of each front with other seeds (Welch){unknown}: it holds for the designs that "

@@ -133,6 +133,14 @@ def test_frames_have_what_the_commands_print(root, capsys):
     assert study.choose("fastest").trial.number == 3 and study.choose(1).trial.number == 1
 
 
+def test_the_report_is_that_of_the_command(root, tmp_path, capsys):
+    made = Study.open("done", studies=root).report(tmp_path / "mine.html")
+    assert made.path == tmp_path / "mine.html" and "<h1>done</h1>" in made.path.read_text()
+    assert main(["report", "done", "--studies", str(root), "--out", str(tmp_path / "theirs.html"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {**printed, "report": str(made.path)} == json.loads(json.dumps(made.document))
+
+
 PROGRAM = """
 import json, sys
 from search import Study

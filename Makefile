@@ -4,7 +4,7 @@
 HEADWAY = .venv/bin/headway
 PYTHON_BIN = .venv/bin/python
 
-.PHONY: setup demo test test-slow test-faults lint types clean
+.PHONY: setup demo test test-slow test-faults lint types docs docs-links clean
 
 setup:
 	@bash deploy/setup.sh
@@ -28,6 +28,14 @@ lint: setup
 
 types: setup
 	.venv/bin/mypy
+
+# The documentation site, build/docs/index.html; a link or anchor that leads nowhere is an error, as is any warning.
+docs: setup
+	$(PYTHON_BIN) -m sphinx -W --keep-going -q -b html docs build/docs
+
+# Asks every address outside of the site whether it is there; needs the network.
+docs-links: setup
+	$(PYTHON_BIN) -m sphinx -W --keep-going -q -b linkcheck docs build/links
 
 clean:
 	rm -rf .venv .setup.lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache

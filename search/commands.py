@@ -451,7 +451,8 @@ def families(options: argparse.Namespace) -> None:
             "conflicts": dict(family.conflicts),
             "knobs": [
                 {**knob.to_json(), "legal": knob.legal()}
-                for knob in family.knobs(next(base for base in (gfl, retina, faster) if not family.refusal(base)))
+                for base in [base for base in (gfl, retina, faster) if not family.refusal(base)][:1]
+                for knob in family.knobs(base)
             ],
         }
         for family in all_families().values()

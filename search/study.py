@@ -45,31 +45,43 @@ Side = Annotated[int, Field(ge=32, strict=True)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    # The text below a field is its description, which the reference of the study file prints (docs/generate.py).
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class SplitSection(_Section):
     """One split in COCO format."""
 
     annotations: str
+    """COCO json, relative to the study file."""
     images: str
+    """Folder that its file names are relative to, itself relative to the study file."""
 
 
 class DigitsSection(_Section):
-    """The embedded data set (``trainers.digits``)."""
+    """The embedded data set: handwritten digits in scenes (``trainers.digits``)."""
 
     train: Positive = 320
+    """Scenes to train on."""
     val: Positive = 80
+    """Scenes to validate on, with digits that no training scene has."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Seed of the scenes."""
 
 
 class DataSection(_Section):
     """The data set: ``train`` and ``val`` of the user's own, or the embedded ``digits``."""
 
     train: SplitSection | None = None
+    """The split that is trained on."""
     val: SplitSection | None = None
+    """The split that accuracy is measured on."""
     digits: DigitsSection | None = None
+    """The embedded data set instead; ``{}`` for its defaults."""
     classes: tuple[str, ...] | None = None
+    """Names of the classes to detect; ``null`` for all that the annotations list."""
     size: tuple[Side, Side]
     """Width and height in px that images are resized into, keeping their aspect ratio."""
 
@@ -83,10 +95,12 @@ class DataSection(_Section):
 
 
 class ObjectiveSection(_Section):
-    """One objective."""
+    """One objective. The first of a study is an accuracy, one or more others follow."""
 
     metric: str
+    """What is measured."""
     direction: Literal["maximize", "minimize"]
+    """``maximize`` for accuracies, ``minimize`` for costs; written out, so that a study file says it."""
 
     @model_validator(mode="after")
     def _known(self) -> ObjectiveSection:
@@ -99,50 +113,51 @@ class ObjectiveSection(_Section):
 
 
 class BudgetSection(_Section):
-    """What may be spent.
-
-    ``trials`` counts the baseline and every design whose training began; INFEASIBLE designs are free. After ``hours``
-    of the command's run time no further trial is started. ``gpu_hours`` are those of all trials together: no trial is
-    started that, with what runs, would need more than is left; what runs goes on to its end.
-    """
+    """What may be spent. Only ``trials``, ``hours`` and ``gpu_hours`` may grow later (``--extend``)."""
 
     trials: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 64
+    """The baseline and every design whose training begins; INFEASIBLE designs are free."""
     epochs: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 12
+    """Epochs of a trial that is trained to the end."""
     hours: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """Run time of the command after which no further trial is started; ``null`` for no limit."""
     gpu_hours: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """GPU hours of all trials together: none is started that, with what runs, would need more than is left; what runs
+    goes on to its end."""
 
 
 class DesignSection(_Section):
-    """A design that is tried as it stands: a name for people, and knobs by family, ``{}`` for a family's defaults."""
+    """A design that is tried as it stands."""
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
+    """Name for people."""
     knobs: dict[str, dict[str, Any] | None]
+    """Knobs by family, ``{}`` for a family's defaults."""
 
 
 class RungsSection(_Section):
-    """Trials are compared after epochs first, first x factor, first x factor^2, ...; about 1 in ``factor`` goes on.
-
-    ``method``: ``like_speed`` compares the accuracy of designs of like cost; ``mo_asha`` ranks all designs by
-    non-dominated fronts (``search.rungs``). ``rungs: null`` stops nobody.
-    """
+    """Where trials are compared and the weaker ones stop; ``rungs: null`` stops nobody."""
 
     first: Positive = 1
+    """Epoch of the first rung; the others are at ``first`` times ``factor``, times ``factor`` again, and so on."""
     factor: Annotated[int, Field(ge=2, strict=True)] = 3
+    """About one trial in ``factor`` goes on."""
     method: Literal["like_speed", "mo_asha"] = "like_speed"
+    """``like_speed`` compares the accuracy of designs of like cost; ``mo_asha`` ranks all designs by non-dominated
+    fronts (``search.rungs``)."""
 
 
 class SamplerSection(_Section):
-    """Who proposes.
-
-    ``startup`` is the number of random proposals before TPE or the Gaussian process takes over, and the size of a
-    generation of NSGA-II and NSGA-III. ``grid`` tries every design of a finite space once. ``known`` tries the papers'
-    best settings first. ``earlier`` names studies (name or folder) whose COMPLETE designs the sampler is told.
-    """
+    """Who proposes."""
 
     name: Literal["tpe", "nsgaii", "nsgaiii", "gp", "random", "grid"] = "tpe"
+    """``grid`` tries every design of a finite space once; ``gp`` needs the same knobs in every design."""
     startup: Annotated[int, Field(ge=1, strict=True)] = 12
+    """Random proposals before ``tpe`` or ``gp`` takes over; the size of a generation of ``nsgaii`` and ``nsgaiii``."""
     known: Annotated[bool, Field(strict=True)] = False
+    """Try the papers' best settings first."""
     earlier: tuple[str, ...] = ()
+    """Studies (name or folder) whose COMPLETE designs the sampler is told, relative to their own baselines."""
 
     @field_validator("earlier")
     @classmethod
@@ -153,17 +168,16 @@ class SamplerSection(_Section):
 
 
 class WeightsSection(_Section):
-    """Where weights start from.
-
-    ``from``: ``scratch``, a checkpoint, or ``baseline``: the base is trained once for ``epochs`` (``null`` for the
-    budget's), and every trial, the baseline among them, continues from there. ``backbone``: ``auto`` takes the base's
-    pretrained weights where they lie on this machine and goes without (and unfrozen) where not; ``none`` goes without;
-    or a checkpoint.
-    """
+    """Where weights start from."""
 
     from_: str = Field("scratch", alias="from")
+    """``scratch``, a checkpoint, or ``baseline``: the base is trained once, and every trial, the baseline among them,
+    continues from there."""
     epochs: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
+    """Epochs of that training, with ``from: baseline`` only; ``null`` for the budget's."""
     backbone: str = "auto"
+    """``auto`` takes the base's pretrained weights where they lie on this machine and goes without (and unfrozen) where
+    not; ``none`` goes without; or a checkpoint."""
 
     @model_validator(mode="after")
     def _epochs_of_what(self) -> WeightsSection:
@@ -175,75 +189,101 @@ class WeightsSection(_Section):
 
 
 class TrainingSection(_Section):
-    """Batch and learning rate; ``null`` for the base config's."""
+    """What of the base config's training is replaced."""
 
     batch: Positive | None = None
+    """Images a step, of all workers together; ``null`` for the base config's."""
     lr: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """Learning rate; ``null`` for the base config's, scaled to the batch where the base says how."""
 
 
 class ResourcesSection(_Section):
-    """What one trial gets, and how many run side by side; ``auto`` fits this machine or cluster.
-
-    ``workers`` processes train one trial data-parallel, each with these ``gpus`` and ``cpus``.
-    A trial without a step for ``heartbeat`` minutes is killed and continues from its checkpoint; ``null`` lets it hang.
-    """
+    """What one trial gets, and how many run side by side; ``auto`` fits this machine or cluster."""
 
     gpus: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
+    """GPUs of each worker."""
     cpus: Literal["auto"] | Positive = "auto"
+    """CPUs of each worker."""
     workers: Positive = 1
+    """Processes that train one trial data-parallel."""
     concurrent: Literal["auto"] | Positive = "auto"
+    """Trials side by side."""
     heartbeat: Annotated[float, Field(gt=0, strict=True)] | None = 30.0
+    """Minutes without a step after which a trial is killed and continues from its checkpoint; ``null`` lets it hang."""
 
 
 class SpeedSection(_Section):
-    """How latency is measured; ``size`` (height, width) is ``null`` for the data's size, padded to a multiple of 32.
-
-    ``images`` of the validation split are measured where the latency depends on the image, noise elsewhere. ``foreign``
-    says what is done where a process that is not Headway's uses the device: ``refuse`` waits for two minutes and then
-    ends the run, ``record`` measures and notes it.
-    """
+    """How latency is measured."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What is timed; ``auto`` is a GPU where trials train on one."""
     size: tuple[Side, Side] | None = None
+    """Height and width in px of the input that is timed and counted; ``null`` for the data's size, padded to a multiple
+    of 32."""
     batch: Positive = 1
+    """Images a pass."""
     postprocess: bool = True
+    """Whether decoding and NMS are timed, too."""
     pairs: Annotated[int, Field(ge=3, strict=True)] = 9
+    """Least number of interleaved pairs, design and baseline."""
     images: Positive = 16
+    """Validation images that are measured where the latency depends on the image; noise is measured elsewhere."""
     seconds: Annotated[float, Field(gt=0, strict=True)] = 5.0
+    """Pairs are added until a measurement has taken this long."""
     foreign: Literal["refuse", "record"] = "refuse"
+    """Where a process that is not Headway's uses the device: ``refuse`` waits for two minutes and then ends the run,
+    ``record`` measures and notes it."""
 
 
 class TrackingSection(_Section):
-    """MLflow; ``uri: null`` is an SQLite store in the study's folder, ``experiment: null`` the study's name."""
+    """MLflow."""
 
     uri: str | None = None
+    """Tracking URI; ``null`` for an SQLite store in the study's folder."""
     experiment: str | None = None
+    """Name of the experiment; ``null`` for the study's name."""
 
 
 class Study(_Section):
     """A study file. Paths are absolute after ``load``."""
 
     name: str
+    """Names the folder ``studies/NAME``, the MLflow experiment and the study in the store."""
     base: str
+    """``mmdet::PATH`` (shipped in mmdet), ``headway::NAME`` (shipped here) or a config file, which is executed."""
     data: DataSection
+    """The data set."""
     space: dict[str, dict[str, Any] | None]
+    """Families that vary, by name; ``{}`` for all knobs of a family, or the knobs that are narrowed."""
     designs: tuple[DesignSection, ...] = ()
     """Exactly these are tried, in this order, instead of a sampler's proposals; ``space`` may be left out then."""
     objectives: tuple[ObjectiveSection, ...] = (
         ObjectiveSection(metric="bbox_mAP", direction="maximize"),
         ObjectiveSection(metric="latency_ms", direction="minimize"),
     )
+    """What is traded off: an accuracy first, then one or more others."""
     constraints: tuple[str, ...] = ()
+    """Bounds on figures known before training, ``params_m <= 40`` for instance; what breaks one is INFEASIBLE."""
     budget: BudgetSection = BudgetSection()
+    """What may be spent."""
     rungs: RungsSection | None = RungsSection()
+    """Where the weaker trials stop."""
     sampler: SamplerSection = SamplerSection()
+    """Who proposes."""
     weights: WeightsSection = Field(default_factory=lambda: WeightsSection.model_validate({}))
+    """Where weights start from."""
     training: TrainingSection = TrainingSection()
+    """What of the base config's training is replaced."""
     resources: ResourcesSection = ResourcesSection()
+    """What a trial gets."""
     speed: SpeedSection = SpeedSection()
+    """How latency is measured."""
     tracking: TrackingSection = TrackingSection()
+    """MLflow."""
     storage: str | None = None
+    """SQLAlchemy URL of the store, PostgreSQL or MySQL; ``null`` for SQLite in the study's folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
+    """Seed of everything: proposals, initial weights, the order of the data."""
 
     @field_validator("name")
     @classmethod

@@ -13,10 +13,10 @@ from spaces.knob import Condition, Knob
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One folder under ``spaces/``; its ``knobs.py`` defines ``FAMILY``.
+    """One folder under ``spaces/``, or a package of somebody else's; its ``knobs.py`` defines ``FAMILY``.
 
     Attributes:
-        name: The folder's name.
+        name: The folder's name; of somebody else's package that of its entry point.
         title: One line of what it does.
         paper: Title and year of the source.
         heads: Types of dense heads it works on; empty where any will do.
@@ -39,6 +39,7 @@ class Family:
         kept_back: Where all of these hold, the network is one for training only, and no bundle is made of it. Empty:
             never.
         export_limits: Export formats that it forbids, each with the reason.
+        package: Import path of the folder; the registry fills it in.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Family:
     learns: tuple[Condition, ...] = ()
     kept_back: tuple[Condition, ...] = ()
     export_limits: Mapping[str, str] = field(default_factory=dict)
+    package: str = ""
 
     @property
     def off_settings(self) -> tuple[tuple[Condition, ...], ...]:
@@ -81,4 +83,4 @@ class Family:
     @property
     def modules(self) -> str:
         """Import path of the family's network code."""
-        return f"spaces.{self.name}.modules"
+        return f"{self.package or f'spaces.{self.name}'}.modules"

@@ -9,7 +9,7 @@ from typing import Any
 
 from spaces.base import dense_part, facts, plain_type
 from spaces.errors import HeadwayError, unknown
-from spaces.registry import families, patch_of
+from spaces.registry import families, patch_module, patch_of
 
 
 def split(knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -53,7 +53,7 @@ def optimizer_keys(model: Mapping[str, Any], knobs: Mapping[str, Any], optimizer
     """
     found: dict[str, dict[str, float]] = {}
     for name, values in split(knobs).items():
-        keys = getattr(_patch_module(name), "optimizer_keys", None)
+        keys = getattr(patch_module(name), "optimizer_keys", None)
         if keys is not None:
             found |= keys(values, facts(model), any(word in optimizer for word in ("Adam", "Lamb", "LION", "Lion")))
     return found
@@ -61,7 +61,7 @@ def optimizer_keys(model: Mapping[str, Any], knobs: Mapping[str, Any], optimizer
 
 def learning(knobs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Gives the design to train first where a part of the network is to be learned; ``None`` where nothing is."""
-    return _with_learners(knobs, lambda name, values: _patch_module(name).learning(values))
+    return _with_learners(knobs, lambda name, values: patch_module(name).learning(values))
 
 
 def settled(knobs: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def settled(knobs: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, A
         knobs: A canonical design for which ``learning`` gives another one.
         learned: What the ``Observer`` of the family's ``modules.py`` found.
     """
-    return _with_learners(knobs, lambda name, values: _patch_module(name).settled(values, learned)) or dict(knobs)
+    return _with_learners(knobs, lambda name, values: patch_module(name).settled(values, learned)) or dict(knobs)
 
 
 def unlearned(knobs: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def transfers(knobs: Mapping[str, Any]) -> bool:
 
 def summary(knobs: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Any]:
     """Averages what an ``observer`` gave for each image."""
-    found: dict[str, Any] = _patch_module(next(iter(_learners(knobs)))).summary(rows)
+    found: dict[str, Any] = patch_module(next(iter(_learners(knobs)))).summary(rows)
     return found
 
 
@@ -146,10 +146,6 @@ def _with_learners(
     for name, values in learners.items():
         rest.update({f"{name}.{key}": value for key, value in change(name, values).items()})
     return rest
-
-
-def _patch_module(name: str) -> Any:
-    return importlib.import_module(f"spaces.{name}.patch")
 
 
 def add_mixin(model: dict[str, Any], mixin: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.bundle.heads import OURS, Heads
+from analysis.bundle.heads import Heads
 from spaces.errors import HeadwayError
+from spaces.registry import packages
 
 _WIDTH = 100
 _KEPT = ("default_scope", "model", "test_dataloader", "test_evaluator", "test_cfg", "visualizer")
@@ -45,9 +46,9 @@ def read_trial_config(path: Path) -> dict[str, Any]:
 
 
 def own_modules(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Splits what a trial's config imports into modules of ``spaces`` and those that the base needs."""
+    """Splits what a trial's config imports into network code of families and modules that the base needs."""
     listed = list((config.get("custom_imports") or {}).get("imports", ()))
-    ours = [name for name in listed if name.partition(".")[0] == OURS]
+    ours = [name for name in listed if name.partition(".")[0] in packages()]
     return ours, [name for name in listed if name not in ours]
 
 

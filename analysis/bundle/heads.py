@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from spaces.errors import HeadwayError
+from spaces.registry import packages
 
-OURS = "spaces"
 MAY_IMPORT = frozenset({"torch", "torchvision", "mmcv", "mmdet", "mmengine", "numpy"})
 
 
@@ -52,7 +52,7 @@ class Heads:
 
 
 def copy_heads(modules: Iterable[str]) -> Heads:
-    """Copies modules of ``spaces`` and those that they import.
+    """Copies modules of families and those of their packages and of ``spaces`` that they import.
 
     Args:
         modules: Import paths, ``spaces.slimhead.modules``.
@@ -70,14 +70,18 @@ def copy_heads(modules: Iterable[str]) -> Heads:
     tag = digest.hexdigest()[:8]
     registered = {name for source in sources.values() for name in source.registered}
     names = {name: f"{name}_{tag}" for name in sorted(registered)}
-    files = {f"{_stem(name)}.py": _COPIED.format(name=name) + source.renamed(names) for name, source in sources.items()}
+    files = {f"{_stem(name)}.py": _copied(name) + source.renamed(names) for name, source in sources.items()}
     stems = ", ".join(sorted(_stem(name) for name in sources))
     files["__init__.py"] = f"{_DOC}\n\nfrom . import {stems}  # noqa: F401\n"
     return Heads(f"heads_{tag}", files, names)
 
 
 _DOC = '"""Network code of this bundle. Importing it registers its classes in mmdet\'s MODELS."""'
-_COPIED = "# Copied from Headway's {name} (Apache-2.0); the names in the registry end with a digest of the code.\n"
+
+
+def _copied(module: str) -> str:
+    source = f"Headway's {module} (Apache-2.0)" if module.startswith("spaces.") else module
+    return f"# Copied from {source}; the names in the registry end with a digest of the code.\n"
 
 
 def _closure(modules: Iterable[str]) -> dict[str, _Source]:
@@ -93,12 +97,12 @@ def _closure(modules: Iterable[str]) -> dict[str, _Source]:
 
 def _stem(module: str) -> str:
     """File name in the package: ``spaces.modules`` is modules, ``spaces.dcn.modules`` dcn, ``spaces.pod.x`` pod_x."""
-    parts = module.split(".")[1:]
+    parts = module.removeprefix("spaces.").split(".")
     return "_".join(parts[:-1] if len(parts) > 1 and parts[-1] == "modules" else parts)
 
 
 class _Source:
-    """One module: its text, what it imports of ``spaces`` and what it registers."""
+    """One module: its text, what it imports of families' packages and what it registers."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -145,7 +149,7 @@ class _Source:
         elif isinstance(node, ast.ImportFrom):
             package = self._module.split(".")[: -node.level] if node.level else []
             target = ".".join([*package, *([node.module] if node.module else [])])
-            if target.partition(".")[0] == OURS and target != OURS:
+            if target.partition(".")[0] in packages() and "." in target:
                 self.imported.append(target)
                 self._imports.append((node, target))
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import itertools
 import json
 import random
@@ -241,7 +242,7 @@ def test_every_head_has_a_tiny_detector(tiny: Any) -> None:
 
 @pytest.mark.parametrize("name", families())
 def test_folder_is_complete(name: str) -> None:
-    folder = Path(spaces.__path__[0]) / name
+    folder = Path(str(importlib.import_module(families()[name].package).__file__)).parent
     assert {"README.md", "knobs.py", "patch.py", "modules.py"} <= {file.name for file in folder.iterdir()}
     text = (folder / "README.md").read_text()
     for key in FACTS:

@@ -148,7 +148,8 @@ def _traces(
         if any(above) or any(below)
     }
     add(front, {"symbol": symbol, "size": 14, "line": edge}, name=side.name, showlegend=legend, **more)
-    add([found.entry.baseline], {"symbol": "star", "size": 22, "line": {"color": INK, "width": 1.2}})
+    star = {"symbol": "star", "size": 22, "line": {"color": INK, "width": 1.2}}
+    add([found.entry.baseline], star, name=side.name, showlegend=legend and not front)
 
 
 def _draw(axes: Any, comparison: Comparison, side: Side, found: Found, look: Sequence[Any], cost: Objective) -> None:
@@ -171,9 +172,10 @@ def _draw(axes: Any, comparison: Comparison, side: Side, found: Found, look: Seq
     axes.errorbar(*places(front), **reach, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3, zorder=3)
     label = side.name if found is side.found[0] else None
     axes.scatter(*places(front), s=90, marker=symbol, color=colour, edgecolors="white", linewidths=1, zorder=4,
-                 label=label)  # fmt: skip
+                 label=label if front else None)  # fmt: skip
     baseline = places([found.entry.baseline])
-    axes.scatter(*baseline, s=260, marker="*", color=colour, edgecolors=INK, linewidths=1, zorder=5)
+    star = {"s": 260, "marker": "*", "color": colour, "edgecolors": INK, "linewidths": 1, "zorder": 5}
+    axes.scatter(*baseline, **star, label=None if front else label)
 
 
 def _intervals(trials: Sequence[TrialRecord], accuracy: Objective) -> tuple[list[float], list[float]]:
@@ -218,7 +220,7 @@ def _note(comparison: Comparison) -> str:
     upright = ", upright ones 95 % intervals over seeds" if confirmed else ""
     timed = any(objective.metric == "latency_ratio" for objective in comparison.objectives)
     bars = f"; bars: quartiles of latency{upright}" if timed else upright.replace(", upright ones", "; bars:")
-    return f"Full: the front of each study; faint: dominated within it; stars: baselines{bars}"
+    return f"Full colour: the front of each study; faint: dominated within it; stars: baselines{bars}"
 
 
 def _story(comparison: Comparison) -> Iterator[str]:

@@ -312,7 +312,7 @@ def drawn() -> Comparison:
 def test_the_plot_shows_fronts_baselines_and_bars() -> None:
     figure = versus_figure(drawn())
     fronts = [trace for trace in figure.data if trace.showlegend]
-    assert [trace.name for trace in fronts] == ["<b>one"]  # the other's front is its baseline
+    assert [(trace.name, trace.marker.symbol) for trace in fronts] == [("<b>one", "circle"), ("other", "star")]
     assert list(fronts[0].x) == [0.5] and list(fronts[0].y) == [30]
     assert fronts[0].error_y.array[0] == pytest.approx(4) and fronts[0].error_y.arrayminus[0] == pytest.approx(2)
     assert fronts[0].error_x.array[0] == pytest.approx(0.02) and fronts[0].error_x.arrayminus[0] == pytest.approx(0.01)

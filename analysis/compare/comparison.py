@@ -44,7 +44,7 @@ class Side:
     """A study, or several that are replicas of one another.
 
     Attributes:
-        name: The study's; of replicas all of them.
+        name: The study's; of replicas the first one's with their number.
         found: Of each study.
         volume: Hypervolume, of replicas the mean.
         interval: Of the mean over replicas, or over seeds; ``None`` without either.
@@ -145,7 +145,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """What is compared, in words."""
-        return " and ".join(side.name for side in self.sides)
+        return choices((side.name for side in self.sides), "and")
 
     @property
     def reference_words(self) -> str:
@@ -256,9 +256,7 @@ def _found(entry: Entry, objectives: Sequence[Objective], reference: Sequence[fl
 
 def _side(group: Sequence[Found]) -> Side:
     volumes = [found.volume for found in group]
-    name, more = group[0].entry.name, len(group) - 1
-    if more:
-        name += f" and {more} replica{'s' if more > 1 else ''}"
+    name = group[0].entry.name if len(group) == 1 else f"{group[0].entry.name} ({len(group)} replicas)"
     interval, basis = None, None
     if len(group) > 1:
         interval, basis = mean_with(volumes), "replicas"

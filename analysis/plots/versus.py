@@ -80,16 +80,14 @@ def versus_png(comparison: Comparison) -> bytes:
     accuracy, *costs = comparison.objectives
     picture = Figure(figsize=(12, 6.75), dpi=150)
     FigureCanvasAgg(picture)
-    head(picture, comparison.title, _note(comparison), *(f"{item.other} - {item.one}: {item.figures}"
-                                                          for item in comparison.differences[:1]))  # fmt: skip
+    told = [f"{item.other} against {item.one}: {item.figures}" for item in comparison.differences]
+    head(picture, comparison.title, _note(comparison), *(told if len(told) == 1 else []))
     panels = picture.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, cost in zip(panels, costs, strict=True):
         for side, found, look in _drawn(comparison):
             _draw(axes, comparison, side, found, look, cost)
         dress(axes, _label(cost), _label(accuracy) if axes is panels[0] else "", size=13 if len(costs) < 3 else 10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="upper right", bbox_to_anchor=(0.97, 0.985), fontsize=11, frameon=False,
-                   ncols=min(3, len(labels)))  # fmt: skip
+    panels[0].legend(loc="lower right", fontsize=12, framealpha=0.9)  # where designs are slow and poor
     picture.subplots_adjust(left=0.07, right=0.97, top=0.82, bottom=0.11, wspace=0.06)
     return png(picture)
 
@@ -217,10 +215,9 @@ def _label(objective: Objective) -> str:
 
 def _note(comparison: Comparison) -> str:
     confirmed = any(item.confirmed for side in comparison.sides for found in side.found for item in found.members)
-    upright = ", upright ones 95 % intervals over seeds" if confirmed else ""
     timed = any(objective.metric == "latency_ratio" for objective in comparison.objectives)
-    bars = f"; bars: quartiles of latency{upright}" if timed else upright.replace(", upright ones", "; bars:")
-    return f"Full colour: the front of each study; faint: dominated within it; stars: baselines{bars}"
+    bars = [*(["quartiles of latency"] if timed else []), *(["95 % over seeds"] if confirmed else [])]
+    return f"Full: fronts; faint: dominated; stars: baselines{'; bars: ' if bars else ''}{', '.join(bars)}"
 
 
 def _story(comparison: Comparison) -> Iterator[str]:

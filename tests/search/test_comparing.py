@@ -65,7 +65,7 @@ def test_two_studies(root, tmp_path, capsys):
 
 def test_studies_that_differ_in_name_and_seed_are_replicas(root):
     found = compare("one", "longer", "one-again", "longer-again", studies=root)
-    assert list(found.studies()["side"]) == ["one and 1 replica"] * 2 + ["longer and 1 replica"] * 2
+    assert list(found.studies()["side"]) == ["one (2 replicas)"] * 2 + ["longer (2 replicas)"] * 2
     frame = found.differences()
     row = frame.iloc[0]
     assert row["basis"] == "replicas" and row["gap"] == pytest.approx(0.045) == row["estimate"]

@@ -14,6 +14,7 @@ from analysis.record import Objective, TrialRecord
 from analysis.view import view_of
 
 _MOST = 14
+_LONGEST = 52  # characters of a line
 
 
 def macs_of(trial: TrialRecord) -> Mapping[str, Any] | None:
@@ -33,7 +34,9 @@ def costs_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective])
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=("by part", "head by level")
     )
-    names = [f"<b>{trial.label}</b> {'baseline' if trial.baseline else brief(trial, knobs, 54)}" for trial in shown]
+    told = ["baseline" if trial.baseline else brief(trial, knobs) for trial in shown]
+    lines = [_lines(trial.label, text) for trial, text in zip(shown, told, strict=True)]
+    names = ["<br>".join(parts) for parts in lines]
     for column, key in enumerate(("parts", "levels"), start=1):
         found = [macs_of(trial) or {} for trial in shown]
         kinds = list(dict.fromkeys(kind for macs in found for kind, value in macs[key].items() if value))
@@ -55,8 +58,9 @@ def costs_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective])
                 row=1,
                 col=column,
             )
-    dress(figure, 150 + 30 * len(shown))
-    room = 55 + 30 * len(shown)
+    pitch = 16 + 15 * max(len(parts) for parts in lines)
+    dress(figure, 150 + pitch * len(shown))
+    room = 15 + pitch * len(shown)
     below = {"orientation": "h", "y": -70 / room, "yanchor": "top", "xanchor": "left", "traceorder": "normal"}
     figure.update_layout(barmode="stack", legend={**below, "x": 0}, legend2={**below, "x": 0.52}, margin={"b": 95})
     figure.update_xaxes(title="multiply-adds (G)")
@@ -65,3 +69,9 @@ def costs_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective])
     lacking = sum(1 for trial in view.members if not macs_of(trial))
     note += f" Of {lacking} front members the breakdown was not recorded." if lacking else ""
     return Drawn(figure, f"Multiply-adds by part and by pyramid level of {len(shown)} designs.", note.strip())
+
+
+def _lines(label: str, text: str) -> list[str]:
+    """A design's name beside its bar, each family on a line of its own."""
+    parts = [part if len(part) <= _LONGEST else f"{part[: _LONGEST - 1]}…" for part in text.split(" · ")]
+    return [f"<b>{label}</b> {parts[0]}", *parts[1:]]

@@ -43,7 +43,7 @@ def slices_figure(
     drawn.sort(key=lambda trial: (trial.metrics[objective.metric], trial.number, trial.point))
     unfit = thin([trial for trial in drawn if trial.state is not TrialState.COMPLETE], _MOST)
     rest = thin([t for t in drawn if t.state is TrialState.COMPLETE and t.label not in members], _MOST)
-    front = [trial for trial in drawn if trial.label in members]
+    front = thin([trial for trial in drawn if trial.label in members], _MOST)
     chosen = list(knobs[:_MOST_KNOBS])
     columns = min(_COLUMNS, len(chosen))
     rows = math.ceil(len(chosen) / columns)
@@ -75,8 +75,10 @@ def slices_figure(
     figure.update_layout(legend={"y": 1 + 30 / (265 * rows)}, margin={"t": 70})
     for row in range(1, rows + 1):
         figure.update_yaxes(title=axis(objective.metric), row=row, col=1)
-    faint, left = len(drawn) - len(front), len(rest) + len(unfit)
+    faint, left = sum(trial.label not in members for trial in drawn), len(rest) + len(unfit)
     note = f"{left} of {faint} designs off the front are drawn, evenly chosen." if faint > left else ""
+    if len(drawn) - faint > len(front):
+        note += f" Of the front {len(front)} of {len(drawn) - faint} designs are drawn, evenly chosen."
     if len(knobs) > len(chosen):
         note += f" The {len(chosen)} knobs that explain most are drawn, of {len(knobs)}."
     said = f"{axis(objective.metric)} of {len(drawn)} designs over each of {len(chosen)} knobs; the front is marked."

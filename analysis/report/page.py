@@ -75,6 +75,8 @@ def report_html(
     """
     found = Findings.of(trials, objectives, context, importance)
     panels = _Panels()
+    # Without a front the page has no place for what explains one.
+    told = found.trials if found.front else []
     return _template().render(
         name=context.name,
         stamp=_stamp(found),
@@ -86,19 +88,18 @@ def report_html(
         columns=_columns(found),
         rows=_rows(found),
         hidden=max(0, len(found.front) - _MOST_ROWS),
-        growth=panels.add(explain.growth_figure(found.growth)),
+        growth=panels.add(explain.growth_figure(found.growth if told else [])),
         picked=picked(found),
         budgets=budgets(found),
         why=why(found),
-        shares=panels.add(explain.shares_figure(found.importance)),
-        surfaces=[panels.add(drawn) for drawn in _surfaces(found)],
-        parallel=panels.add(explain.parallel_figure(found.trials, objectives, found.knobs)),
+        shares=panels.add(explain.shares_figure(found.importance if told else [])),
+        surfaces=[panels.add(drawn) for drawn in _surfaces(found) if told],
+        parallel=panels.add(explain.parallel_figure(told, objectives, found.knobs)),
         slices=[
-            panels.add(explain.slices_figure(found.trials, objectives, objective, found.knobs))
-            for objective in objectives
+            panels.add(explain.slices_figure(told, objectives, objective, found.knobs)) for objective in objectives
         ],
-        sizes=panels.add(explain.sizes_figure(found.trials, objectives)),
-        costs=panels.add(explain.costs_figure(found.trials, objectives)),
+        sizes=panels.add(explain.sizes_figure(told, objectives)),
+        costs=panels.add(explain.costs_figure(told, objectives)),
         costs_unknown=bool(found.front) and not any(explain.costs.macs_of(member) for member in found.front),
         curves=panels.add(explain.curves_figure(found.trials, objectives, context.rungs)),
         ended=ended(found),

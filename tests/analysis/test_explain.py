@@ -173,7 +173,7 @@ def test_what_is_thinned_is_said() -> None:
     assert curves is not None
     assert "curves are drawn" in curves.note
     front = {member.label for member in pareto.front(trials, TWO) if not member.baseline}
-    assert {label for trace in traces(slices, "front") for label in trace.text} == front, "the front is never thinned"
+    assert {label for trace in traces(slices, "front") for label in trace.text} == front
 
 
 def test_a_surface_has_the_medians_of_what_was_measured() -> None:

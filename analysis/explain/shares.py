@@ -31,7 +31,9 @@ def shares_figure(found: Sequence[Importance]) -> Drawn | None:
     figure = make_subplots(
         1, 2, horizontal_spacing=0.2, subplot_titles=("each knob alone", "two knobs together, beyond each alone")
     )
-    for index, item in enumerate(told):
+    for index, item in enumerate(found):
+        if not item.shares:
+            continue
         name = axis(item.metric).split(" (")[0]
         look = {"color": SERIES[index % len(SERIES)]}
         shown = (

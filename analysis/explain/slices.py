@@ -37,7 +37,9 @@ def slices_figure(
     """
     view = view_of(trials, objectives)
     drawn = proposed(spread(trials), objective)
-    if len(drawn) < 2 or not knobs:
+    # Of designs that were refused the accuracy is not known, and with them values of a knob may be gone.
+    knobs = [knob for knob in knobs if len({repr(setting(trial, knob)) for trial in drawn}) > 1]
+    if not knobs:
         return None
     members = {member.label for member in view.members}
     drawn.sort(key=lambda trial: (trial.metrics[objective.metric], trial.number, trial.point))

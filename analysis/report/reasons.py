@@ -23,7 +23,7 @@ def why(found: Findings) -> list[str]:
             continue
         first = listed([f"{knob} explains {100 * share:.0f} %" for knob, share in shares[:3]])
         text = f"{name}: uncertain, {item.doubt}. " if item.doubt else f"{name}: "
-        text += f"of the variance over the space, as learned from {item.designs} designs, "
+        text += f"{'Of' if item.doubt else 'of'} the variance over the space, as learned from {item.designs} designs, "
         text += f"{first}, each alone." if len(shares) > 1 else f"{first} alone."
         pairs = [(pair, share) for pair, share in item.pairs.items() if share >= 0.03]
         if pairs:

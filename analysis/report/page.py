@@ -62,7 +62,7 @@ def report_html(
     *,
     importance: Sequence[Importance] | None = None,
 ) -> str:
-    """Gives the report of a study as one HTML page: plotly.js is inside (5 MB), no network is used.
+    """Gives the report of a study as one HTML page that needs no network; with figures plotly.js is inside (5 MB).
 
     It holds for any study: of one trial or of thousands, without a COMPLETE one, with any number of objectives. What
     the records cannot tell is left out or said to be unknown.
@@ -80,7 +80,6 @@ def report_html(
     return _template().render(
         name=context.name,
         stamp=_stamp(found),
-        plotly=Markup(get_plotlyjs()),
         summary=summary(found),
         searched=searched(found),
         knobs=knob_rows(found),
@@ -107,6 +106,7 @@ def report_html(
         doubts=doubts(found),
         commands=commands(found),
         panels=panels.made,
+        plotly=Markup(get_plotlyjs()) if panels.made else "",
     )
 
 

@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from spaces.errors import HeadwayError
-from trainers.config import load_base
-from trainers.versus import VersusRequest, versus
+from trainers.config import load_base, read_facts, trial_config
+from trainers.contract import DataRequest, TrialRequest
+from trainers.detector import build_model
+from trainers.digits import write_digits
+from trainers.versus import Images, VersusRequest, versus
 
 ASKED = VersusRequest(candidate="", baseline="", size=(96, 96), rounds=6, seconds=0.5)
 
@@ -40,3 +44,28 @@ def test_a_config_that_cannot_be_built(plain: Path) -> None:
     broken.write_text("model = dict(type='NoSuchDetector')\n")
     with pytest.raises(HeadwayError, match=r"latency: .*broken\.py could not be measured: .*NoSuchDetector"):
         versus(replace(ASKED, candidate=str(broken), baseline=str(plain)))
+
+
+def test_trained_detectors_on_images(tmp_path: Path) -> None:
+    digits = write_digits(tmp_path / "data", train=2, val=3, size=(96, 96))
+    data = DataRequest(
+        train_annotations=str(digits.train_annotations), train_images=str(digits.train_images),
+        val_annotations=str(digits.val_annotations), val_images=str(digits.val_images),
+        classes=digits.classes, size=(96, 96),
+    )  # fmt: skip
+    request = TrialRequest(number=0, base="headway::gfl_nano", knobs={}, data=data, folder=str(tmp_path), epochs=1)
+    config = trial_config(request, read_facts(data))
+    (tmp_path / "config.py").write_text(config.pretty_text)
+    torch.save({"state_dict": build_model(config, 0).state_dict()}, tmp_path / "weights.pth")
+    weights = str(tmp_path / "weights.pth")
+    asked = Images(
+        weights=weights, baseline_weights=weights,
+        annotations=str(digits.val_annotations), folder=str(digits.val_images), count=2,
+    )  # fmt: skip
+    own = str(tmp_path / "config.py")
+    found = versus(replace(ASKED, candidate=own, baseline=own, images=asked))
+    assert 0.6 < found.ratio < 1.6 and found.rounds >= 6
+    # Weights that are not the config's are told, not left out.
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(HeadwayError, match=r"latency: .*config\.py could not be measured"):
+        versus(replace(ASKED, candidate=own, baseline=own, images=replace(asked, weights=str(tmp_path / "other.pth"))))

@@ -222,6 +222,8 @@ def test_seeds_give_the_interval_of_what_was_found() -> None:
     known = stats.ttest_ind([0.80, 0.82, 0.78], [0.50, 0.52, 0.48], equal_var=False).confidence_interval(0.95)
     assert gap.interval is not None and (gap.interval.low, gap.interval.high) == pytest.approx((known.low, known.high))
     assert "not for other searches" in gap.says
+    (warm,) = compare([replace(study("one", 0.0), warm=True), study("other", 0.3)]).differences
+    assert "the noise of a shared warm start is not in it" in warm.says and "warm" not in gap.says
     (gap,) = compare([study("one", 0.0), study("other", 0.005)]).differences
     assert gap.verdict == "not told apart"
 

@@ -16,6 +16,7 @@ from analysis.bundle.data import ValidationData, read_validation, remember, some
 from analysis.bundle.drawing import draw
 from analysis.bundle.heads import copy_heads
 from analysis.bundle.latency import BASELINE, latency_section, on_images
+from analysis.bundle.onnx_graph import check_kind, write_onnx
 from analysis.bundle.process import run_alone
 from analysis.bundle.readme import make_readme
 from analysis.bundle.receipt import NAME, hash_files, make_receipt
@@ -39,6 +40,7 @@ def export_bundle(
     out: Path,
     why: str,
     baseline: TrialRecord | None = None,
+    onnx: str = "raw",
 ) -> Path:
     """Writes the bundle of a COMPLETE trial.
 
@@ -54,6 +56,7 @@ def export_bundle(
         out: The folder to write; must not exist, or be empty.
         why: Why this trial was picked, in one sentence.
         baseline: Trial 0, whose network goes along as ``baseline.py`` so that the latency can be measured again.
+        onnx: Outputs of the ONNX graph: ``raw``, those of the head; ``nms``, detections; ``none``, no graph.
 
     Returns:
         The bundle's folder, absolute.
@@ -63,6 +66,7 @@ def export_bundle(
         HeadwayError: The trial's checkpoint or config is gone or damaged, the design cannot be bundled, or the bundle
             does not load.
     """
+    check_kind(onnx)
     out = out.expanduser().absolute()
     if record.state is not TrialState.COMPLETE:
         reason = f" ({record.reason})" if record.reason else ""
@@ -104,6 +108,7 @@ def export_bundle(
             versions=loaded["versions"],
             packages=loaded["packages"],
             latency=latency_section(record, baseline, study, has_config=reference is not None),
+            onnx=write_onnx(folder, onnx, record.knobs, validation),
         )
         _write(folder / "README.md", make_readme(receipt, str(config["model"]["type"]), heads.package))
         receipt["files"] = hash_files(folder)

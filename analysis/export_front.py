@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.bundle.latency import on_images
+from analysis.bundle.onnx_graph import check_kind
 from analysis.bundle.receipt import NAME, hash_files, read_receipt
 from analysis.choose import Choice, picks_of
 from analysis.export import export_bundle
@@ -67,6 +68,7 @@ def export_front(
     data: DataRequest,
     fingerprint: str | None,
     out: Path,
+    onnx: str = "raw",
     progress: Progress | None = None,
 ) -> list[Exported]:
     """Writes a bundle of each point of a study's front into ``out``, with an index for people and one for programs.
@@ -83,6 +85,7 @@ def export_front(
         data: The data set.
         fingerprint: Of the data set.
         out: A new or empty folder, or one that this study's front was exported into before.
+        onnx: Outputs of the ONNX graphs: ``raw``, ``nms`` or ``none``.
         progress: Called after each point with it, how many are done and how many there are.
 
     Returns:
@@ -91,6 +94,7 @@ def export_front(
     Raises:
         UserError: ``out`` is taken or cannot be written, or nothing is on the front.
     """
+    check_kind(onnx)
     members = front(trials, objectives)
     if not members:
         raise UserError("--all: no trial of this study is COMPLETE with a figure for every objective.")
@@ -110,7 +114,7 @@ def export_front(
             folder = out / folder_name(member, objectives)
             state, reason = "there", None
             try:
-                if not _whole(folder, member, name):
+                if not _whole(folder, member, name, onnx):
                     export_bundle(
                         member,
                         study_folder=study_folder,
@@ -120,6 +124,7 @@ def export_front(
                         out=folder,
                         why=_why(member, own, picks, len(members), on_front),
                         baseline=base,
+                        onnx=onnx,
                     )
                     state = "written"
             except Exception as error:  # whatever it is, the other points can be had
@@ -188,7 +193,7 @@ def _why(member: TrialRecord, own: Sequence[str], picks: Mapping[str, Choice], c
     return f"trial {member.label} is one of the {count} points of the front"
 
 
-def _whole(folder: Path, member: TrialRecord, study: str) -> bool:
+def _whole(folder: Path, member: TrialRecord, study: str, onnx: str) -> bool:
     """Whether the bundle of this point is there.
 
     Raises:
@@ -201,6 +206,9 @@ def _whole(folder: Path, member: TrialRecord, study: str) -> bool:
     receipt = read_receipt(folder)
     if (receipt["study"].get("name"), receipt["point"], receipt["knobs"]) != (study, member.label, dict(member.knobs)):
         raise UserError(f"--out: {folder} is the bundle of another design; remove it to have this one written.")
+    told = receipt.get("formats", {}).get("onnx", {}).get("asked", onnx)
+    if told != onnx:
+        raise UserError(f"--onnx: {folder} was written with {told}; remove it to have it written with {onnx}.")
     if hash_files(folder) != receipt["files"]:
         raise UserError(
             f"--out: the files of {folder} are not those of its receipt; remove it to have it written again."

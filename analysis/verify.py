@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.bundle.data import read_validation, recall
 from analysis.bundle.latency import LatencyCheck, check_latency
+from analysis.bundle.onnx_graph import compared, judge, words
 from analysis.bundle.process import Progress, run_alone
 from analysis.bundle.receipt import hash_files, read_receipt
 from spaces.errors import HeadwayError, UserError
@@ -34,6 +35,8 @@ class Verification:
         images: Validation images that it was measured on.
         files: By name ``same``, ``changed``, ``missing`` or ``new``.
         metrics: All figures measured now.
+        onnx: The comparison of its ONNX graph with PyTorch: ``check``, or the ``reason`` why it was not made; ``None``
+            where the bundle has no graph.
         versions: What it was run with now.
         device: Where it ran.
         latency: Whether the latency ratio is the same, ``None`` when it did not come to that or was not asked for.
@@ -51,6 +54,7 @@ class Verification:
     images: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    onnx: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
     latency: LatencyCheck | None = None
@@ -72,6 +76,11 @@ class Verification:
                 f"  AP {self.found:.4f} on {self.images} images, {self.expected:.4f} in the receipt "
                 f"(difference {abs(self.found - self.expected):.4f}, {TOLERANCE:g} allowed)"
             )
+            if self.onnx:
+                check = self.onnx.get("check")
+                lines.append(
+                    f"  ONNX: {words(check) if check and check['ok'] else 'differs' if check else 'not compared'}"
+                )
             lines.append(f"  ran on {self.device} in {self.seconds:.0f} s, without {', '.join(self.blocked)}")
         if self.latency is not None:
             lines.append(f"  {self.latency.words}")
@@ -129,11 +138,13 @@ def verify_bundle(
             f"--annotations, --images: must be the validation data of the receipt, which has the fingerprint "
             f"{wanted[:16]}, but {data.annotations} with the images in {data.images} has {data.fingerprint[:16]}."
         )
+    graph = compared(receipt, folder, data)
     try:
         run = run_alone(
             folder,
             annotations=data.annotations,
             images=data.images,
+            onnx=graph,
             device=device,
             progress=progress,
             python=python,
@@ -155,6 +166,11 @@ def verify_bundle(
             reasons.append(str(error))
         if timed is not None and timed.state == "differs":
             reasons.append(f"{timed.words}.")
+    onnx = run.get("onnx")
+    if onnx:
+        wrong, noted = judge(receipt, onnx)
+        reasons += wrong
+        warnings += noted
     warnings += _compare_figures(receipt["metrics"], run["metrics"])
     warnings += _compare_versions(receipt["environment"]["exported"]["versions"], run["versions"])
     return Verification(
@@ -165,6 +181,7 @@ def verify_bundle(
         found=found,
         images=run["images"],
         metrics=run["metrics"],
+        onnx=onnx,
         versions=run["versions"],
         device=run["device"],
         latency=timed,

@@ -232,6 +232,7 @@ class Study(Results):
         above: Mapping[str, float] | None = None,
         under: Mapping[str, float] | None = None,
         weights: Mapping[str, float] | None = None,
+        onnx: str = "raw",
     ) -> Bundle:
         """Writes a design as a bundle that runs without Headway: ``headway export``.
 
@@ -241,6 +242,7 @@ class Study(Results):
             above: Least value by metric.
             under: Most by metric.
             weights: By metric, for ``weighted``.
+            onnx: Outputs of its ONNX graph: ``raw``, ``nms`` or ``none``.
 
         Raises:
             UserError: Nothing can be picked so, or ``out`` is taken.
@@ -249,21 +251,25 @@ class Study(Results):
         from search.exporting import export_choice
 
         choice = self.choose(pick, above=above, under=under, weights=weights)
-        folder = export_choice(choice, self.records(), study=self._as_run(), folder=self.folder, out=Path(out))
+        folder = export_choice(
+            choice, self.records(), study=self._as_run(), folder=self.folder, out=Path(out), onnx=onnx
+        )
         return Bundle(folder, choice.trial.label, choice.why)
 
-    def export_front(self, out: str | Path) -> list[Exported]:
+    def export_front(self, out: str | Path, *, onnx: str = "raw") -> list[Exported]:
         """Writes the whole front as bundles, or goes on with it: ``headway export --all``.
 
         Args:
             out: Folder of all bundles.
+            onnx: Outputs of their ONNX graphs: ``raw``, ``nms`` or ``none``.
 
         Raises:
             UserError: ``out`` is taken, or nothing is on the front.
         """
         from search.exporting import export_whole_front
 
-        return export_whole_front(self.store(), study=self._as_run(), folder=self.folder, out=Path(out))
+        study = self._as_run()
+        return export_whole_front(self.store(), study=study, folder=self.folder, out=Path(out), onnx=onnx)
 
     def register(self, *bundles: str | Path, name: str) -> list[Registered]:
         """Puts bundles of the study into MLflow's model registry: ``headway register``.

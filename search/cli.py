@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("choose", "pick a design, with the reason and its neighbours on the front", study, *picking, studies, json)
     out_help = "folder of the bundle, new or empty; with --all of all bundles, which an earlier --all may have begun"
+    onnx_help = "outputs of model.onnx: raw (the head's), nms (detections) or none (no such file) (default: raw)"
     add(
         "export",
         "write a design, or the whole front, as bundles that run without Headway",
@@ -149,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         *picking,
         ("--all", {"action": "store_true", "help": "every point of the front, a folder each, and an index"}),
         ("--out", {"required": True, "metavar": "DIR", "help": out_help}),
+        ("--onnx", {"default": "raw", "metavar": "KIND", "help": onnx_help}),
         ("--register", {"metavar": "NAME", "help": "put it into MLflow's model registry, too, under this name"}),
         studies,
         json,

@@ -307,7 +307,7 @@ def export(options: argparse.Namespace) -> int | None:
         with _quiet_stdout(options.json):
             from search.exporting import export_whole_front
 
-            found = export_whole_front(store, study=study, folder=folder, out=out)
+            found = export_whole_front(store, study=study, folder=folder, out=out, onnx=options.onnx)
         bundles = [out / one.folder for one in found if one.state != "failed"]
         document: dict[str, Any] = {"out": str(out.absolute()), "bundles": [vars(one) for one in found]}
         document["failed"] = len(found) - len(bundles)
@@ -316,7 +316,7 @@ def export(options: argparse.Namespace) -> int | None:
         with _quiet_stdout(options.json):
             from search.exporting import export_choice
 
-            bundles = [export_choice(choice, store.records(), study=study, folder=folder, out=out)]
+            bundles = [export_choice(choice, store.records(), study=study, folder=folder, out=out, onnx=options.onnx)]
         document = {"bundle": str(bundles[0]), **choice.to_json()}
     if not options.json:
         if options.all:
@@ -449,6 +449,7 @@ def families(options: argparse.Namespace) -> None:
             "box_heads": list(family.box_heads),
             "backbones": list(family.backbones),
             "conflicts": dict(family.conflicts),
+            "not_exportable": [{"format": limit.format, "reason": str(limit)} for limit in family.export_limits],
             "knobs": [
                 {**knob.to_json(), "legal": knob.legal()}
                 for base in [base for base in (gfl, retina, faster) if not family.refusal(base)][:1]

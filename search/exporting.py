@@ -21,7 +21,9 @@ from search.study import Study
 from spaces.errors import UserError
 
 
-def export_choice(choice: Choice, records: Sequence[TrialRecord], *, study: Study, folder: Path, out: Path) -> Path:
+def export_choice(
+    choice: Choice, records: Sequence[TrialRecord], *, study: Study, folder: Path, out: Path, onnx: str = "raw"
+) -> Path:
     """Writes the bundle of a chosen trial; see ``analysis.export.export_bundle``.
 
     Args:
@@ -30,6 +32,7 @@ def export_choice(choice: Choice, records: Sequence[TrialRecord], *, study: Stud
         study: The study file as it was run.
         folder: The study's.
         out: The bundle's, new or empty.
+        onnx: Outputs of its ONNX graph: ``raw``, ``nms`` or ``none``.
     """
     data, report, _ = prepare(study)
     return export_bundle(
@@ -41,10 +44,11 @@ def export_choice(choice: Choice, records: Sequence[TrialRecord], *, study: Stud
         out=out,
         why=choice.why,
         baseline=next((record for record in records if record.baseline), None),
+        onnx=onnx,
     )
 
 
-def export_whole_front(store: Store, *, study: Study, folder: Path, out: Path) -> list[Exported]:
+def export_whole_front(store: Store, *, study: Study, folder: Path, out: Path, onnx: str = "raw") -> list[Exported]:
     """Writes a bundle of each point of the front, or goes on with it, and tells of each on standard error.
 
     Args:
@@ -52,6 +56,7 @@ def export_whole_front(store: Store, *, study: Study, folder: Path, out: Path) -
         study: The study file as it was run.
         folder: The study's.
         out: Folder of all bundles; see ``analysis.export_front``.
+        onnx: Outputs of their ONNX graphs: ``raw``, ``nms`` or ``none``.
     """
     data, report, _ = prepare(study)
     begin = time.monotonic()
@@ -70,6 +75,7 @@ def export_whole_front(store: Store, *, study: Study, folder: Path, out: Path) -
         data=data,
         fingerprint=report.fingerprint,
         out=out,
+        onnx=onnx,
         progress=progress,
     )
 

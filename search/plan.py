@@ -46,7 +46,7 @@ class Plan:
         data: Report of the data check.
         excluded: Pairs of families that are never proposed together, each with the reason.
         settings: Settings of inference knobs that one training is measured at, at most.
-        not_exportable: By family, the formats that it forbids, with the reason.
+        not_exportable: By family, the formats that its designs lack, all or some, with the reason.
         notes: What a user should know before running.
     """
 
@@ -112,7 +112,7 @@ class Plan:
         if self.settings > 1:
             lines.append(f"Sweep: one training is measured at up to {self.settings} settings of inference knobs.")
         for family, formats in self.not_exportable.items():
-            lines += [f"Export: with {family} there is no {name}: {why}." for name, why in formats.items()]
+            lines += [f"Export: {family} designs without {name}: {why}." for name, why in formats.items()]
         return lines + self.notes
 
 
@@ -197,9 +197,7 @@ def make_plan(study: Study) -> Plan:
         data=report,
         excluded=space.excluded(),
         settings=max(len(space.sweep(design)) for _, design in designs),
-        not_exportable={
-            part.family.name: dict(part.family.export_limits) for part in space.families if part.family.export_limits
-        },
+        not_exportable={part.family.name: limits for part in space.families if (limits := part.export_limits())},
         notes=notes,
     )
 

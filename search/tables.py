@@ -205,10 +205,11 @@ def print_families(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _works(family: Mapping[str, Any]) -> str:
-    """Says what a family needs of a base."""
+    """Says what a family needs of a base, and what its designs cannot be exported to."""
     needs = {"dense heads": family["heads"], "box heads": family["box_heads"], "backbones": family["backbones"]}
     told = [f"the {what} {', '.join(types)}" for what, types in needs.items() if types]
-    return f"Works on {'; '.join(told)}."
+    lacks = [f" No {limit['format'].upper()}: {limit['reason']}." for limit in family["not_exportable"]]
+    return f"Works on {'; '.join(told)}.{''.join(lacks)}"
 
 
 def print_profile(found: Mapping[str, Any], config: str, against: str | None) -> None:

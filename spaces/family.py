@@ -12,6 +12,30 @@ from spaces.knob import Condition, Knob
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportLimit:
+    """A format that some of a family's designs do not have.
+
+    Attributes:
+        format: ``onnx``, for instance.
+        reason: Why, for the user.
+        when: Conditions on the family's values that must all hold; empty: always.
+    """
+
+    format: str
+    reason: str
+    when: tuple[Condition, ...] = ()
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether a design with these values of the family, inactive knobs dropped, lacks the format."""
+        return all(condition.holds(values) for condition in self.when)
+
+    def __str__(self) -> str:
+        """The reason, behind the conditions."""
+        words = " and ".join(f"{condition.knob} {condition.value}" for condition in self.when)
+        return f"with {words}, {self.reason}" if words else self.reason
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One folder under ``spaces/``, or a package of somebody else's; its ``knobs.py`` defines ``FAMILY``.
 
@@ -38,7 +62,7 @@ class Family:
             Empty: never.
         kept_back: Where all of these hold, the network is one for training only, and no bundle is made of it. Empty:
             never.
-        export_limits: Export formats that it forbids, each with the reason.
+        export_limits: Export formats that it forbids, all its designs or some.
         package: Import path of the folder; the registry fills it in.
     """
 
@@ -57,7 +81,7 @@ class Family:
     on_images: bool = False
     learns: tuple[Condition, ...] = ()
     kept_back: tuple[Condition, ...] = ()
-    export_limits: Mapping[str, str] = field(default_factory=dict)
+    export_limits: tuple[ExportLimit, ...] = ()
     package: str = ""
 
     @property

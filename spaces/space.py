@@ -73,6 +73,19 @@ class FamilySpace:
             found = grown
         return found
 
+    def export_limits(self) -> dict[str, str]:
+        """By format, which of the designs that can be proposed lack it and why."""
+        knobs = {knob.name: knob for knob in self.knobs}
+        found: dict[str, list[str]] = {}
+        for limit in self.family.export_limits:
+            tried = {condition: knobs[condition.knob].values() for condition in limit.when if condition.knob in knobs}
+            if len(tried) == len(limit.when) and all(
+                values is None or any(condition.holds({condition.knob: value}) for value in values)
+                for condition, values in tried.items()
+            ):
+                found.setdefault(limit.format, []).append(str(limit))
+        return {name: "; ".join(reasons) for name, reasons in found.items()}
+
     def count(self) -> tuple[float, bool]:
         """Counts the canonical settings that can be proposed with the family on, and says whether off is among them.
 

@@ -104,6 +104,21 @@ def look(model: Any, job: dict[str, Any], tell: Any) -> None:
         tell("seen", [index, classes, seen])
 
 
+def graph(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Writes or compares the bundle's ONNX graph, on the CPU, by analysis/bundle/graph/, which imports nothing of
+    Headway."""
+    name = "headway_graph"
+    spec = importlib.util.spec_from_file_location(
+        name, f"{job['package']}/__init__.py", submodule_search_locations=[job["package"]]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    entry = importlib.import_module(f"{name}.entry")
+    found: dict[str, Any] = getattr(entry, job["act"])(model.to("cpu"), **job["arguments"])
+    return found
+
+
 def measure(model: Any, annotations: str, images: str, tell: Any) -> dict[str, Any]:
     """Measures accuracy with mmdet's own data pipeline and metric."""
     import torch
@@ -178,6 +193,9 @@ def main() -> None:
         if job["annotations"]:
             step = "measuring it on the validation images"
             result.update(measure(model, job["annotations"], job["images"], tell))
+        if job["onnx"]:
+            step = "comparing its ONNX graph" if job["onnx"]["act"] == "compare" else "writing its ONNX graph"
+            result["onnx"] = graph(model, job["onnx"])
         step = "proving that Headway was absent"
         result.update(blocked=blocker.prove(), versions=versions(), packages=packages())
     except Exception as error:

@@ -19,6 +19,7 @@ Progress = Callable[[int, int], None]
 _PROGRAM = Path(__file__).with_name("alone.py")
 # Imports nothing of Headway, so that its path is all that the program needs.
 _LOOK = Path(__file__).parents[2] / "trainers/look.py"
+_GRAPH = Path(__file__).with_name("graph")
 _TAIL = 1500  # characters of its standard error that an error carries
 
 
@@ -37,6 +38,25 @@ class Looking:
     seen: Callable[[int, list[str], dict[str, Any]], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Graphing:
+    """An ONNX graph to write or to compare, as ``analysis.bundle.graph.entry`` does.
+
+    Attributes:
+        act: ``write`` or ``compare``.
+        path: The graph's file.
+        kind: ``raw`` or ``nms``.
+        images: Image files to compare on.
+        portrait: Whether the frame of the images stands upright.
+    """
+
+    act: str
+    path: Path
+    kind: str
+    images: Sequence[Path]
+    portrait: bool
+
+
 def run_alone(
     bundle: Path,
     *,
@@ -44,6 +64,7 @@ def run_alone(
     look: Looking | None = None,
     annotations: Path | None = None,
     images: Path | None = None,
+    onnx: Graphing | None = None,
     device: str | None = None,
     progress: Progress | None = None,
     python: Path | None = None,
@@ -58,6 +79,7 @@ def run_alone(
         look: Images to look into the network with, for pictures.
         annotations: COCO json to measure accuracy on, or ``None``.
         images: Folder of its images.
+        onnx: A graph to write or to compare, after all else and on the CPU.
         device: ``cpu``, ``cuda:0``, ...; by default a GPU where there is one.
         progress: Called with the images done and their number.
         python: Interpreter of another environment, which has mmdet; by default this one.
@@ -65,7 +87,7 @@ def run_alone(
     Returns:
         ``blocked``, ``versions``, ``packages`` (names of distributions) and ``device``; ``detections``, a mapping an
         image with ``bboxes``, ``labels`` and ``scores``, best first; ``metrics`` and the number of ``images`` when
-        measured.
+        measured; ``onnx`` as the act gives it.
 
     Raises:
         HeadwayError: The bundle does not load or run; the message says in which step and why.
@@ -82,6 +104,17 @@ def run_alone(
         },
         "annotations": str(annotations.absolute()) if annotations else None,
         "images": str(images.absolute()) if images else None,
+        "onnx": onnx
+        and {
+            "package": str(_GRAPH),
+            "act": onnx.act,
+            "arguments": {
+                "path": str(onnx.path.absolute()),
+                "kind": onnx.kind,
+                "images": [str(path.absolute()) for path in onnx.images],
+                "portrait": onnx.portrait,
+            },
+        },
         "device": device,
     }
     with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from analysis.bundle.onnx_readme import readme_lines
 from analysis.labels import figure, short
 
 CODE = """\
@@ -68,6 +69,7 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
         'results, mmdet\'s `DetInferencer(model=f"{bundle}/config.py", weights=f"{bundle}/weights.pth")` takes the '
         "same two files.",
         "",
+        *readme_lines(receipt),
         "## Put it elsewhere",
         "",
         "Copy or move the whole folder; nothing in it knows where it lies, and the working folder does not matter. "
@@ -99,15 +101,10 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
         "SHA-256 of every file.",
         "- `detections/`: detections on validation images.",
         *([_BASELINE] if (receipt.get("latency") or {}).get("baseline") else []),
-        f"- ONNX: {_onnx(receipt['formats']['onnx'])}",
+        *(["- `model.onnx`: the network as a graph."] if receipt["formats"]["onnx"]["available"] else []),
         "",
     ]
     return "\n".join(lines)
-
-
-def _onnx(onnx: Mapping[str, Any]) -> str:
-    by = [f"{', '.join(entry['knobs'])} would exclude it: {entry['reason']}" for entry in onnx["excluded_by"]]
-    return "; ".join([onnx["reason"], *by]) + "."
 
 
 def _few(classes: list[str]) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.bundle.data import ValidationData
+from analysis.bundle.onnx_graph import excluded_by
 from analysis.record import TrialRecord
 from spaces.errors import UserError
-from spaces.patching import split
-from spaces.registry import families
 from trainers.contract import DataRequest
 
 NAME = "receipt.json"
@@ -62,6 +61,7 @@ def make_receipt(
     versions: Mapping[str, str],
     packages: Mapping[str, str],
     latency: Mapping[str, Any] | None,
+    onnx: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Makes the receipt as plain JSON types, without a path of this machine and, so far, without ``files``.
 
@@ -76,6 +76,7 @@ def make_receipt(
         versions: What the bundle was loaded with when it was made.
         packages: Names of the distributions of mmcv, mmengine and mmdet.
         latency: How its latency was measured (see ``analysis.bundle.latency``), ``None`` where it was not.
+        onnx: What became of the ONNX graph, as ``write_onnx`` gives it.
     """
     attrs = record.attrs
     receipt = {
@@ -100,7 +101,7 @@ def make_receipt(
             "validation_annotations": validation.annotations.name,
         },
         "latency": latency,
-        "formats": formats(record.knobs),
+        "formats": formats(record.knobs, onnx),
         "needs": needs,
         "environment": {
             "trained": {
@@ -128,17 +129,18 @@ def make_receipt(
     return portable
 
 
-def formats(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Says in which formats a design can be had, and which knobs forbid which format and why."""
-    excluded: dict[str, list[dict[str, Any]]] = {}
-    for name, values in split(knobs).items():
-        for kind, reason in families()[name].export_limits.items():
-            part = {f"{name}.{knob}": value for knob, value in values.items()}
-            excluded.setdefault(kind, []).append({"family": name, "knobs": part, "reason": reason})
-    kinds = {"onnx": [], **excluded}
+def formats(knobs: Mapping[str, Any], onnx: Mapping[str, Any]) -> dict[str, Any]:
+    """Says in which formats a design can be had, and which knobs forbid which format and why.
+
+    Args:
+        knobs: The design.
+        onnx: As ``write_onnx`` gives it.
+    """
+    others = {kind: by for kind, by in excluded_by(knobs).items() if kind != "onnx"}
     return {
         "pytorch": {"available": True, "file": "weights.pth"},
-        **{kind: {"available": False, "reason": "not available yet", "excluded_by": by} for kind, by in kinds.items()},
+        "onnx": dict(onnx),
+        **{kind: {"available": False, "reason": by[0]["reason"], "excluded_by": by} for kind, by in others.items()},
     }
 
 

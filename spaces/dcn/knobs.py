@@ -70,5 +70,4 @@ FAMILY = Family(
     knobs=knobs,
     off=(Condition("placement", "equals", ()),),
     illegal=illegal,
-    export_limits={"onnx": "mmcv's deformable convolution has no ONNX form here"},
 )

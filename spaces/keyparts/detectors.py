@@ -102,7 +102,7 @@ def ps_roi_align(features: Tensor, rois: Tensor, bins: int, spatial_scale: float
     image = rois[:, 0, None, None] * groups + torch.arange(groups, device=rois.device).reshape(bins, bins)
     parts = torch.stack(torch.broadcast_tensors(image, left, top, left + wide, top + high), dim=-1)  # (n, k, k, 5)
     pooled = roi_align(maps, parts.reshape(-1, 5), (1, 1), spatial_scale, sampling_ratio, "avg", True)
-    return pooled.reshape(len(rois), bins, bins, number).permute(0, 3, 1, 2).to(features.dtype)
+    return pooled.reshape(-1, bins, bins, number).permute(0, 3, 1, 2).to(features.dtype)
 
 
 class PositionSensitivePooling(nn.Module):

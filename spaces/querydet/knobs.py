@@ -8,7 +8,7 @@ from typing import Any
 
 from spaces.base import BaseFacts
 from spaces.errors import choices
-from spaces.family import Family
+from spaces.family import ExportLimit, Family
 from spaces.knob import Choice, Condition, Float, Integer, Knob
 
 METHODS = ("sparse", "crop", "full")
@@ -181,5 +181,12 @@ FAMILY = Family(
     },
     clash=clash,
     on_images=True,
-    export_limits={"onnx": "the queried sites are chosen at run time, for which there is no ONNX form here"},
+    export_limits=(
+        ExportLimit(
+            format="onnx",
+            when=(Condition("method", "equals", "sparse"),),
+            reason="its convolutions run on the sites that each image asks for and see zeros around them, which no "
+            "ONNX operator does; methods full and crop, and threshold 0, have a graph of dense maps",
+        ),
+    ),
 )

@@ -77,6 +77,7 @@ def export(home: Path, data: DataRequest, name: str, knobs: dict[str, Any]) -> P
         study_folder=home,
         study={"name": "digits"},
         data=data,
+        onnx="none",
         fingerprint=None,
         out=home / f"{name} bundle",
         why="",

@@ -20,8 +20,9 @@ from analysis.bundle import alone
 from analysis.bundle.config import bundle_config, read_trial_config
 from analysis.bundle.data import read_validation, recall, some_images
 from analysis.bundle.heads import Heads, copy_heads
+from analysis.bundle.onnx_graph import check_kind, judge
 from analysis.bundle.process import BLOCKED
-from analysis.bundle.receipt import formats, unit
+from analysis.bundle.receipt import unit
 from analysis.export import export_bundle
 from analysis.record import EpochRecord, TrialRecord, TrialState
 from analysis.verify import verify_bundle
@@ -49,7 +50,7 @@ class Trained:
     data: DataRequest
     records: list[TrialRecord]
 
-    def export(self, number: int, out: Path, **changes: Any) -> Path:
+    def export(self, number: int, out: Path, onnx: str = "none", **changes: Any) -> Path:
         return export_bundle(
             replace(self.records[number], **changes),
             study_folder=self.folder,
@@ -59,6 +60,7 @@ class Trained:
             out=out,
             why="trial 1 is the knee: AP 20.0 %, latency 9.0 ms",
             baseline=self.records[0],
+            onnx=onnx,
         )
 
 
@@ -141,7 +143,7 @@ def trained(home: Path, cache: Path) -> Trained:
 @pytest.fixture(scope="module")
 def slim(trained: Trained, home: Path) -> Path:
     # A name that would break out of a string in config.py.
-    return trained.export(1, home / "out" / 'it\'s a "slim" one')
+    return trained.export(1, home / "out" / 'it\'s a "slim" one', onnx="nms")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +166,8 @@ def test_contents(slim: Path, receipt: dict[str, Any], trained: Trained) -> None
     assert re.fullmatch(r"heads_[0-9a-f]{8}", package)
     code = {f"heads/{package}/{name}.py" for name in ("__init__", "modules", "dcn", "slimhead")}
     pictures = {f"detections/{number}.jpg" for number in (1, 2, 3)}
-    assert files == {"config.py", "baseline.py", "weights.pth", "README.md", "receipt.json"} | code | pictures
+    text = {"config.py", "baseline.py", "README.md", "receipt.json"}
+    assert files == {"weights.pth", "model.onnx"} | text | code | pictures
     assert set(receipt["files"]) == files - {"receipt.json"}
     assert [path.name for path in slim.parent.iterdir() if path.name.startswith(".")] == []
 
@@ -193,9 +196,23 @@ def test_receipt(receipt: dict[str, Any], trained: Trained) -> None:
     assert (receipt["seed"], receipt["epochs"]) == (0, 7)
     assert receipt["environment"]["exported"]["versions"]["torch"] == torch.__version__
     onnx = receipt["formats"]["onnx"]
-    assert (onnx["available"], onnx["reason"]) == (False, "not available yet")
-    assert [entry["family"] for entry in onnx["excluded_by"]] == ["dcn"]
-    assert formats({})["onnx"]["excluded_by"] == []
+    assert (onnx["available"], onnx["file"], onnx["kind"]) == (True, "model.onnx", "nms")
+    assert [value["name"] for value in onnx["outputs"]] == ["boxes", "scores", "labels", "count"]
+    assert onnx["inputs"][0] == {"name": "images", "type": "float", "shape": ["batch", 3, 96, 96]}
+    assert (onnx["preprocessing"]["channels"], onnx["preprocessing"]["canvas"]) == ("RGB", [96, 96])
+    assert onnx["check"]["ok"] and len(onnx["check"]["images"]) == 4
+
+
+def test_a_bundle_without_onnx(baseline: Path) -> None:
+    formats = json.loads((baseline / "receipt.json").read_text())["formats"]
+    assert formats["onnx"] == {
+        "available": False,
+        "asked": "none",
+        "reason": "it was not asked for",
+        "excluded_by": [],
+    }
+    assert not (baseline / "model.onnx").exists()
+    assert "There is no `model.onnx`: it was not asked for." in (baseline / "README.md").read_text()
 
 
 def test_every_figure_has_a_unit(trained: Trained) -> None:
@@ -246,6 +263,11 @@ def test_round_trip(name: str, request: pytest.FixtureRequest, trained: Trained)
     assert steps[-1] == (6, 6)
     assert set(found.blocked) == set(BLOCKED) >= {"search", "spaces", "trainers", "analysis", "ray", "optuna", "mlflow"}
     assert found.warnings == ()
+    if name == "slim":
+        assert found.onnx is not None and found.onnx["check"]["batches"] == [1, 3]
+        assert "ONNX: largest difference" in str(found)
+    else:
+        assert found.onnx is None
     assert json.loads(json.dumps(found.to_json())) == found.to_json()
     assert str(found).startswith("Verified")
 
@@ -352,7 +374,9 @@ def never(*_: Any, **__: Any) -> Any:
     raise AssertionError("a bundle with wrong files was run")
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "config.py", "README.md", "detections/1.jpg", "heads/*/slimhead.py"])
+@pytest.mark.parametrize(
+    "name", ["weights.pth", "model.onnx", "config.py", "README.md", "detections/1.jpg", "heads/*/slimhead.py"]
+)
 def test_tampering_is_found_before_anything_runs(copy: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.verify.run_alone", never)
     path = next(copy.glob(name))
@@ -365,6 +389,19 @@ def test_tampering_is_found_before_anything_runs(copy: Path, name: str, monkeypa
     assert found.reasons == (f"{shown} is changed, by its SHA-256.",)
     assert found.files[shown] == "changed"
     assert "NOT verified" in str(found)
+
+
+def test_onnx_that_differs_or_cannot_be_compared(receipt: dict[str, Any]) -> None:
+    check = receipt["formats"]["onnx"]["check"]
+    assert judge(receipt, {"check": check}) == ([], [])
+    wrong = {**check, "ok": False, "difference": {"boxes": 0.5, "scores": None}, "image": "a.jpg", "runtime": "0.1"}
+    reasons, notes = judge(receipt, {"check": wrong})
+    assert reasons == ["model.onnx differs from PyTorch on a.jpg: boxes by 0.5 (0.01 allowed), scores altogether."]
+    assert notes == [f"onnxruntime is 0.1, but the bundle was made with {check['runtime']}."]
+    assert judge(receipt, {"reason": "onnxruntime is not installed"}) == (
+        [],
+        ["ONNX was not compared: onnxruntime is not installed."],
+    )
 
 
 def test_missing_and_new_files(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,6 +545,11 @@ def test_checkpoint_gone_or_wrong(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(HeadwayError, match=r"the trial's config .* cannot be read"):
         moved.export(1, out, attrs=attrs)
     assert not out.exists()
+
+
+def test_onnx_must_be_known() -> None:
+    with pytest.raises(UserError, match="--onnx: must be raw, nms or none, but got 'all'"):
+        check_kind("all")
 
 
 def test_validation_data_gone(trained: Trained, tmp_path: Path) -> None:

@@ -25,15 +25,17 @@ DETECTORS = ("mmdet", "mmcv", "mmengine", "torch", "torchvision")
 
 # Started as programs of their own with nothing of Headway importable; never imported.
 ALONE = ("analysis/bundle/alone.py", "analysis/bundle/served.py")
+# What the first of them loads by its path.
+GRAPH = "analysis/bundle/graph/*"
 # An import, and the files that alone may have it.
 ONLY_IN = {
     "ray": ("search/ray_adapter/*",),
     "mlflow": ("search/tracking*",),
     "optuna": ("search/*",),
-    "mmdet": ("trainers/*", *ALONE, *MODULES),
-    "mmcv": ("trainers/*", *MODULES),
+    "mmdet": ("trainers/*", *ALONE, GRAPH, *MODULES),
+    "mmcv": ("trainers/*", GRAPH, *MODULES),
     "mmrotate": ("trainers/rotated.py",),
-    "mmengine": ("trainers/*", *ALONE, *MODULES),
+    "mmengine": ("trainers/*", *ALONE, GRAPH, *MODULES),
 }
 NEVER_IN = {
     "ray": ("trainers/*", "spaces/*", "analysis/*", "search/sampler.py", "search/rungs.py", "search/store.py"),

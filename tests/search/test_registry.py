@@ -73,7 +73,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
             store.finish(0, TrialState.COMPLETE)
             write_study(folder, study)
             deliver(study, folder, store.records())
-        assert main(["export", "cells", "--out", "bundle"]) == 0
+        assert main(["export", "cells", "--out", "bundle", "--onnx", "none"]) == 0
         yield root
 
 
@@ -175,7 +175,7 @@ def test_the_same_bundle_is_one_version(
     again = registered(capsys, "register", "cells", "bundle", "--name", "twice")
     assert [(one["version"], one["new"]) for one in first + again] == [("1", True), ("1", False)]
     # Another export is another version; the aliases go over to it, and the first stays as it was.
-    found = registered(capsys, "export", "cells", "--all", "--out", "all", "--register", "twice")
+    found = registered(capsys, "export", "cells", "--all", "--out", "all", "--register", "twice", "--onnx", "none")
     assert [(one["version"], one["new"]) for one in found["registered"]] == [("2", True)]
     client = MlflowClient(tracking_uri=default_uri(ran / "studies/cells"))
     assert client.get_model_version_by_alias("twice", "knee").version == "2"

@@ -22,8 +22,8 @@ from search.tracking import default_uri, ui_command, ui_environment
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-# What Chromium tells of its own drawing.
-OWN = ("GL Driver Message", "GPU stall", "WebGL")
+# What Chromium tells of its own drawing, and what MLflow's own pages ask its server for in vain.
+OWN = ("GL Driver Message", "GPU stall", "WebGL", "/ajax-api/2.0/mlflow/users/current")
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +51,9 @@ class Watch:
         page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
 
     def _heard(self, message: Any) -> None:
-        if message.type == "error" and not any(word in message.text for word in OWN):
-            self.errors.append(f"{message.text} ({message.location})")
+        told = f"{message.text} ({message.location})"
+        if message.type == "error" and not any(word in told for word in OWN):
+            self.errors.append(told)
 
 
 @pytest.fixture
@@ -68,9 +69,9 @@ def open_page(browser: Any, watch: Watch) -> Iterator[Callable[..., Any]]:
     def opened(address: str, width: int = 1280, height: int = 720) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height})
         contexts.append(context)
+        context.set_default_timeout(60_000)
+        context.on("page", watch.over)  # also over those that a link opens
         page = context.new_page()
-        page.set_default_timeout(60_000)
-        watch.over(page)
         page.goto(address)
         return page
 
@@ -133,3 +134,10 @@ def answers(url: str) -> bool:
 def served(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("served")) as server:
         yield server
+
+
+@pytest.fixture
+def serve(browser: Any) -> Iterator[Callable[[Path], Served]]:
+    """Serves the store in a folder."""
+    with contextlib.ExitStack() as stack:
+        yield lambda folder: stack.enter_context(serving(folder))

@@ -45,6 +45,13 @@ def experiment_page(served: Any, tracked: Tracker) -> str:
     return f"{served.url}/#/experiments/{tracked.experiment_id}?{MODE}"
 
 
+def follow(link: Any) -> Any:
+    """Clicks a link of a description, which opens a tab of its own."""
+    with link.page.context.expect_page() as opened:
+        link.click()
+    return opened.value
+
+
 def plot_of(page: Any) -> Any:
     """The page of the front within MLflow's frame, drawn."""
     frame = page.frame_locator("iframe.mlflow-html-iframe")
@@ -55,8 +62,7 @@ def plot_of(page: Any) -> Any:
 def test_from_the_experiment_to_the_plot_to_a_run(
     served: Any, tracked: Tracker, open_page: Callable[..., Any], watch: Any
 ) -> None:
-    page = open_page(experiment_page(served, tracked))
-    page.get_by_role("link", name="Pareto plot").first.click()
+    page = follow(open_page(experiment_page(served, tracked)).get_by_role("link", name="Pareto plot").first)
     plot = plot_of(page)
     trials = study(14)
     count = len(pareto.front(trials, TWO))
@@ -95,8 +101,7 @@ def test_from_the_experiment_to_the_plot_to_a_run(
 def test_a_click_in_the_live_view_leads_to_a_run(
     name: str, served: Any, tracked: Tracker, open_page: Callable[..., Any], watch: Any
 ) -> None:
-    page = open_page(experiment_page(served, tracked))
-    page.get_by_role("link", name=name, exact=True).first.click()
+    page = follow(open_page(experiment_page(served, tracked)).get_by_role("link", name=name, exact=True).first)
     chart = page.locator(".js-plotly-plot:has(.scatterlayer)").first
     chart.locator(".point").first.wait_for()
     trials = study(14)

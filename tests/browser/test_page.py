@@ -140,8 +140,7 @@ def test_three_objectives_have_pairs_and_space(opened: Callable[..., Any], watch
     choose(page, "x", "params_m")
     assert page.evaluate(SHOWN)["front over these two alone"] >= 1
     choose(page, "tab", "matrix")
-    page.wait_for_selector("#matrix .gl-container")
-    assert page.evaluate("() => document.getElementById('matrix').data.some((t) => t.type === 'scatter3d')")
+    page.wait_for_function("() => document.getElementById('matrix').data?.some((t) => t.type === 'scatter3d')")
     assert watch.errors == []
 
 
@@ -184,12 +183,20 @@ def test_five_thousand_trials(opened: Callable[..., Any], watch: Any, tmp_path: 
     now = set(page.evaluate(POINTS))
     assert len(inside) > 50
     assert len(set(inside) & now) > 0.9 * len(inside) > len(set(inside) & drawn)
-    took = page.evaluate("""async () => {
+    # Of the page's own CPU time, whatever else the machine does.
+    client = page.context.new_cdp_session(page)
+    client.send("Performance.enable", {"timeDomain": "threadTicks"})
+    before = busy(client)
+    page.evaluate("""async () => {
       const at = document.getElementById("at"), frame = () => new Promise((done) => requestAnimationFrame(done));
-      const began = performance.now();
-      for (let step = 1; step <= 5; step++) { at.value = 800 * step; at.oninput(); await frame(); await frame(); }
-      return (performance.now() - began) / 5;
+      for (let step = 1; step <= 5; step++) { at.value = 980 * step; at.oninput(); await frame(); await frame(); }
     }""")
-    print(f"{took:.0f} ms a step of the slider")
-    assert took < 2000
+    took = (busy(client) - before) / 5
+    print(f"{1000 * took:.0f} ms of CPU a step of the slider")
+    assert took < 0.5
     assert watch.errors == []
+
+
+def busy(client: Any) -> float:
+    metrics = client.send("Performance.getMetrics")["metrics"]
+    return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))

@@ -20,7 +20,7 @@
   const MANY = 1000; // points; more are drawn with WebGL where a GPU does it
   const SMALLEST = 10, LARGEST = 24; // px
   const ORDER = "#";
-  const NEWS = 15000, PATIENCE = 4; // ms, and attempts
+  const NEWS = 10000, PATIENCE = 4; // ms, and attempts
 
   const $ = (id) => document.getElementById(id);
   const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => ({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})[c]);

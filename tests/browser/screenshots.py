@@ -19,7 +19,7 @@ from search.tracking.views import view_url
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import NAMES, QUIET, serving  # noqa: E402
+from conftest import NAMES, QUIET, serving
 
 FRAME = "iframe.mlflow-html-iframe"
 

@@ -162,7 +162,7 @@ def lead_to(client: MlflowClient, experiment_id: str, run_id: str, study: str, o
     live, best = (view_url(experiment_id, run_id, front=front) for front in (False, True))
     links = [
         f"**[Pareto plot]({page_url('', experiment_id, run_id)})** of the newest study, {study}",
-        f"trials to click on, live: [all]({live}), [the front]({best})",
+        f"runs, live: [all]({live}), [the front]({best})",
         f"[table]({page_url('', experiment_id, run_id, 'front.csv')})",
     ]
     client.set_experiment_tag(experiment_id, "mlflow.note.content", " \u00b7 ".join(links))

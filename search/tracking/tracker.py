@@ -467,7 +467,7 @@ class Tracker:
         tags = {f"headway.trials.{state.value.lower()}": str(states.count(state.value)) for state in TrialState}
         # A folded description shows some 100 px: the links must stand above the picture.
         tags["mlflow.note.content"] = (
-            f"**[Pareto plot]({page_url('', self.experiment_id, self.run_id)})** \u00b7 trials to click on, live: "
+            f"**[Pareto plot]({page_url('', self.experiment_id, self.run_id)})** \u00b7 runs, live: "
             f"[all]({view_url(self.experiment_id, self.run_id, front=False)}), "
             f"[the front]({view_url(self.experiment_id, self.run_id, front=True)}) \u00b7 "
             f"[table]({page_url('', self.experiment_id, self.run_id, 'front.csv')}) \u00b7 {said}\n\n"

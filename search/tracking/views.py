@@ -56,7 +56,8 @@ def view_state(run_id: str, objectives: Sequence[Objective], *, front: bool) -> 
         "datasetsFilter": [],
         "selectedColumns": [f"metrics.`{name}`" for name in names],
         "runsHiddenMode": "SHOW_ALL",
-        "runListHidden": True,
+        # A click on a point leads nowhere; the names in the list beside the chart are links to the runs.
+        "runListHidden": False,
         "viewMaximized": False,
         "groupBy": None,
         "hideEmptyCharts": True,

@@ -69,7 +69,7 @@ def open_page(browser: Any, watch: Watch) -> Iterator[Callable[..., Any]]:
     def opened(address: str, width: int = 1280, height: int = 720) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height})
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(120_000)
         context.on("page", watch.over)  # also over those that a link opens
         page = context.new_page()
         page.goto(address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_from_the_experiment_to_the_plot_to_a_run(
 
 
 @pytest.mark.parametrize("name", ["all", "the front"])
-def test_a_click_in_the_live_view_leads_to_a_run(
+def test_the_live_view_leads_to_a_run(
     name: str, served: Any, tracked: Tracker, open_page: Callable[..., Any], watch: Any
 ) -> None:
     page = follow(open_page(experiment_page(served, tracked)).get_by_role("link", name=name, exact=True).first)
@@ -107,6 +108,11 @@ def test_a_click_in_the_live_view_leads_to_a_run(
     trials = study(14)
     wanted = len(pareto.front(trials, TWO)) if name == "the front" else 12
     assert chart.locator(".point").count() == wanted
+    member = next(trial for trial in pareto.front(trials, TWO) if trial.number)
+    page.get_by_role("link", name=re.compile(f"^{member.label} ")).first.click()
+    page.wait_for_url(re.compile(f"/experiments/{tracked.experiment_id}/runs/[0-9a-f]{{32}}"))
+    page.get_by_text(f"{member.label} {short(member.knobs)}").first.wait_for()
+    assert watch.errors == []
     assert watch.hosts <= {served.host, ""}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from analysis.record import Objective, TrialRecord
 from analysis.report import report_html
+from search.tracking import Tracker, page_url
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 
@@ -98,8 +99,36 @@ def test_a_study_without_a_front(opened: Callable[..., Any], watch: Any, trials:
     assert watch.hosts == {""}
 
 
-def test_three_objectives_and_many_designs(opened: Callable[..., Any], watch: Any) -> None:
-    page = opened(many(1000), THREE)
+def test_three_objectives_and_more_designs(opened: Callable[..., Any], watch: Any) -> None:
+    page = opened(many(300), THREE)
     in_order(page, 1280)
     assert watch.errors == []
     assert watch.hosts == {""}
+
+
+@pytest.mark.slow
+def test_inside_mlflow(served: Any, open_page: Callable[..., Any], watch: Any, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(report_html(small(), TWO, context()), encoding="utf-8")
+    tracker = Tracker.open(
+        uri=served.store,
+        experiment="cells",
+        study="cells",
+        study_folder=served.folder / "study",
+        params={},
+        objectives=TWO,
+    )
+    tracker.reconcile(small())
+    tracker.close("FINISHED", [file])
+    assert not tracker.pending, tracker.failure
+    page = open_page(page_url(served.url, tracker.experiment_id, tracker.run_id, "report.html"), 1280, 900)
+    frame = page.frame_locator("iframe.mlflow-html-iframe")
+    frame.locator("html[data-drawn=all]").wait_for(state="attached")
+    before = page.url
+    frame.locator("nav a[href='#doubts']").click()
+    assert frame.locator("#doubts").evaluate("(item) => item.getBoundingClientRect().top") < 900
+    assert page.url == before
+    assert frame.locator("h1").inner_text() == "cells"
+    # What MLflow asks its own server for in vain is none of ours.
+    assert [error for error in watch.errors if "/ajax-api/" not in error] == []
+    assert watch.hosts <= {served.host, ""}

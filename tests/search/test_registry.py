@@ -135,6 +135,7 @@ def test_it_is_loaded_back_and_finds_the_same_boxes(
         model.predict(pixels.astype("float64"))
 
 
+@pytest.mark.slow
 def test_the_model_needs_mmdet_and_nothing_of_headway(
     ran: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +167,7 @@ print("FOUND", len(model.predict(numpy.zeros((96, 96, 3), "uint8"))["scores"]))
     assert "+" not in needs
 
 
+@pytest.mark.slow
 def test_the_same_bundle_is_one_version(
     ran: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +180,7 @@ def test_the_same_bundle_is_one_version(
     found = registered(capsys, "export", "cells", "--all", "--out", "all", "--register", "twice", "--onnx", "none")
     assert [(one["version"], one["new"]) for one in found["registered"]] == [("2", True)]
     client = MlflowClient(tracking_uri=default_uri(ran / "studies/cells"))
-    assert client.get_model_version_by_alias("twice", "knee").version == "2"
+    assert str(client.get_model_version_by_alias("twice", "knee").version) == "2"  # a number without a server
     sources = [Path(client.get_model_version("twice", number).source.removeprefix("file://")) for number in ("1", "2")]
     assert sources[0] != sources[1] and all((source / "MLmodel").is_file() for source in sources)
 

@@ -46,6 +46,7 @@ def test_a_config_that_cannot_be_built(plain: Path) -> None:
         versus(replace(ASKED, candidate=str(broken), baseline=str(plain)))
 
 
+@pytest.mark.slow
 def test_trained_detectors_on_images(tmp_path: Path) -> None:
     digits = write_digits(tmp_path / "data", train=2, val=3, size=(96, 96))
     data = DataRequest(

@@ -350,8 +350,11 @@
 
   function drawMatrix() {
     $("note").textContent = notes().join(" · ");
-    $("said").textContent = "Front over all objectives marked in each. Turn the view in space by dragging.";
-    return Plotly.react($("matrix"), data.matrix.data, {...data.matrix.layout, margin: {l: 80, r: 30, t: 50, b: 70}}, {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: ""});
+    // Its own title would lie on the plots here.
+    const {title, ...rest} = data.matrix.layout;
+    const hidden = /up to .* not drawn/.exec(title.text);
+    $("said").textContent = ["The front over all objectives is marked in each", "drag to turn the view in space", ...(hidden || [])].join(" · ");
+    return Plotly.react($("matrix"), data.matrix.data, {...rest, margin: {l: 80, r: 30, t: 50, b: 70}}, {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: ""});
   }
 
   function notes(members) {

@@ -84,8 +84,13 @@ def preparation(model: Any, portrait: bool) -> Preparation:
     if not getattr(before, "_enable_normalize", False) or float(getattr(before, "pad_value", 0)) != 0:
         raise Unsupported("its images are not normalised and filled up with zeros, as a graph here expects")
     flipped = bool(before._channel_conversion)
-    mean, std = (tuple(float(value) for value in getattr(before, name).flatten()) for name in ("mean", "std"))
+    mean, std = (tuple(_short(value) for value in getattr(before, name).flatten().tolist()) for name in ("mean", "std"))
     divisor = before.pad_size_divisor
     canvas = tuple(-(-side // divisor) * divisor for side in (height, width))
     # mmcv reads images as BGR.
     return Preparation((height, width), canvas, keep_ratio, mean, std, "RGB" if flipped else "BGR")
+
+
+def _short(value: float) -> float:
+    """The shortest number that is ``value`` in single precision: 123.675 for 123.67500305."""
+    return float(str(np.float32(value)))

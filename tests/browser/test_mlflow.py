@@ -98,6 +98,7 @@ def test_from_the_experiment_to_the_plot_to_a_run(
     assert watch.hosts <= {served.host, ""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "the front"])
 def test_the_live_view_leads_to_a_run(
     name: str, served: Any, tracked: Tracker, open_page: Callable[..., Any], watch: Any
@@ -116,6 +117,7 @@ def test_the_live_view_leads_to_a_run(
     assert watch.hosts <= {served.host, ""}
 
 
+@pytest.mark.slow
 def test_an_open_plot_gets_the_news(served: Any, tracked: Tracker, open_page: Callable[..., Any], watch: Any) -> None:
     page = open_page(
         f"{served.url}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}/artifacts/pareto.html?{MODE}"

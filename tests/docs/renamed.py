@@ -18,12 +18,13 @@ NAMES = {"WBC": "leukocyte", "RBC": "erythrocyte", "Platelets": "thrombocyte"}
 DAYS = ("monday", "tuesday", "wednesday")
 
 
-def make_stranger(source: Path, out: Path, seed: int = 0) -> None:
-    """Writes the copy; the images of all splits are in it, in another order."""
+def make_stranger(source: Path, out: Path, seed: int = 0, most: int | None = None) -> None:
+    """Writes the copy; the images of all splits are in it, in another order, or ``most`` of them."""
     draw = random.Random(seed)
     splits = [json.loads((source / f"{name}.json").read_text(encoding="utf-8")) for name in ("train", "val", "test")]
     found = [(number, image) for number, split in enumerate(splits) for image in split["images"]]
     draw.shuffle(found)
+    found = found[:most]
     # Ids begin anywhere and have gaps; classes stand in another order than before.
     classes = ["Platelets", "WBC", "RBC"]
     categories = {name: 5 + 7 * index for index, name in enumerate(classes)}
@@ -44,6 +45,7 @@ def make_stranger(source: Path, out: Path, seed: int = 0) -> None:
                 "bbox": box["bbox"],
             }
             for box in split["annotations"]
+            if (number, box["image_id"]) in new_ids
         ]
     draw.shuffle(annotations)
     annotations = [{"id": 17 + 2 * index, **box} for index, box in enumerate(annotations)]

@@ -82,9 +82,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--images", type=int, metavar="N", help="only so many photographs: quick, and finds nothing")
     options = parser.parse_args()
     options.work.mkdir(parents=True)
-    make_stranger(options.source, options.work)
+    make_stranger(options.source, options.work, most=options.images)
     image = sorted((options.work / "photos").rglob("*.jpg"))[0].relative_to(options.work)
     follow(PAGE.read_text(encoding="utf-8"), options.work, str(image))
 

@@ -19,7 +19,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 
 from analysis.bundle.graph import entry
-from analysis.bundle.graph.check import Boxes, check_graph, outcome
+from analysis.bundle.graph.check import Boxes, _beyond_cuts, check_graph, outcome
 from analysis.bundle.graph.images import preparation
 from analysis.bundle.graph.outputs import Unsupported, outputs_of
 from analysis.bundle.graph.write import write_graph
@@ -42,7 +42,7 @@ POD = {
 }  # fmt: skip
 SHALLOW = {"shallow.levels": [0, 1], "shallow.layers": 1, "shallow.channels": 0.5}
 DDOD = {
-    "ddod.assignment": "ddod", "ddod.alpha_cls": 0.8, "ddod.alpha_reg": 0.5, "ddod.topk": 9, "ddod.reweight": "none",
+    "ddod.assign": True, "ddod.alpha_cls": 0.8, "ddod.alpha_reg": 0.5, "ddod.topk": 9, "ddod.reweight": "none",
 }  # fmt: skip
 PARTS = {
     "keyparts.parts": 4, "keyparts.grid": 5, "keyparts.order": "pool_first", "keyparts.blocks": 2,
@@ -60,6 +60,8 @@ def detector(base: str, knobs: Mapping[str, Any]) -> Any:
     """A detector with random weights whose scores differ from each other, as after training."""
     init_default_scope("mmdet")
     config = patched_base(base, dict(knobs))
+    if "Pretrained" in str(config.model.backbone.get("init_cfg")):
+        config.model.backbone.init_cfg = None
     config.test_dataloader = ConfigDict(dataset={"pipeline": PIPELINE})
     for module in (config.get("custom_imports") or {}).get("imports", ()):
         importlib.import_module(module)
@@ -124,10 +126,20 @@ def written(model: Any, kind: str, images: list[str], folder: Path) -> tuple[dic
         pytest.param("faster_rcnn_c4_tiny", PARTS, "raw", marks=pytest.mark.slow),
         pytest.param("cascade_rcnn_tiny", PARTS, "nms", marks=pytest.mark.slow),
         pytest.param("rfcn_tiny", PARTS, "nms", marks=pytest.mark.slow),
+        *(
+            pytest.param(f"mmdet::{name}/{name}_r50_fpn_1x_coco.py", knobs, kind, marks=pytest.mark.slow)
+            for name, knobs, kind in (
+                ("tood", {**SLIM, "slimhead.levels": [0]}, "raw"),
+                ("tood", {}, "nms"),
+                ("vfnet", {**SLIM, "slimhead.levels": [0]}, "nms"),
+                ("paa", {}, "raw"),
+            )
+        ),
     ],
 )
 def test_graph_equals_pytorch(base: str, knobs: dict[str, Any], kind: str, images: list[str], tmp_path: Path) -> None:
-    found, path = written(detector(f"headway::{base}", knobs), kind, images, tmp_path)
+    model = detector(base if "::" in base else f"headway::{base}", knobs)
+    found, path = written(model, kind, images, tmp_path)
     onnx.checker.check_model(str(path))
     names = [value["name"] for value in found["outputs"]]
     if kind == "nms":
@@ -135,8 +147,10 @@ def test_graph_equals_pytorch(base: str, knobs: dict[str, Any], kind: str, image
     elif "rcnn" in base or "rfcn" in base:
         assert names[:4] == ["rois", "roi_scores", "cls_score", "bbox_pred"]
     else:
-        assert names[:2] == ["cls_score_p2", "bbox_pred_p2"]
-    assert ("DeformConv" in found["operators"]) == any(name.startswith("dcn") for name in knobs)
+        finest = "p3" if "::" in base else "p1" if "querydet.p2" in knobs else "p2"
+        assert names[:2] == [f"cls_score_{finest}", f"bbox_pred_{finest}"]
+    deforms = any(name.startswith("dcn") for name in knobs) or any(word in base for word in ("tood", "vfnet"))
+    assert ("DeformConv" in found["operators"]) == deforms
     assert {node.domain for node in onnx.load(str(path)).graph.node} == {""}
     # A word of this machine in it would be one of a stack trace.
     assert b"/" + Path(__file__).parts[1].encode() + b"/" not in path.read_bytes()
@@ -284,3 +298,10 @@ def test_upright_frames() -> None:
     lying, upright = (preparation(model, portrait=portrait) for portrait in (False, True))
     assert (lying.frame, lying.canvas) == ((96, 128), (96, 128))
     assert (upright.frame, upright.canvas) == ((128, 96), (128, 96))
+
+
+def test_the_worst_of_a_level_that_had_more_may_be_others() -> None:
+    """The first level considered two of three; on the second nobody was left out."""
+    possible = boxes((0, 0.9, 0), (20, 0.3, 0), (40, 0.3, 0), (60, 0.2, 1))
+    candidates = boxes((0, 0.9, 0), (20, 0.3, 0), (60, 0.2, 1))
+    assert _beyond_cuts(candidates, possible).scores.tolist() == pytest.approx([0.9, 0.2])

@@ -160,6 +160,18 @@ def test_suppression_is_that_of_mmcv(most: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(scores[image, :count], values[wanted].numpy())
 
 
+def test_what_is_repeated_for_each_image(tmp_path: Path) -> None:
+    """As TOOD repeats its anchors; two different tensors stay two."""
+    weight, rows, other = torch.randn(4, 3, 1, 1), torch.randn(5, 4), torch.randn(5, 4)
+
+    def function(x: Tensor) -> Tensor:
+        y = F.conv2d(x, weight).mean((2, 3))  # (N, 4)
+        copies = torch.cat([rows for _ in range(len(x))]).reshape(-1, 5, 4)
+        return torch.cat([copies + y[:, None], torch.cat([rows, other])[None].expand(x.shape[0], -1, -1)], 1)
+
+    same(function, (torch.randn(2, 3, 4, 4),), tmp_path, (torch.randn(3, 3, 4, 4),))
+
+
 def test_all_is_as_before_after_an_export() -> None:
     def state() -> list[Any]:
         return [vars(DeformConv2dFunction)["symbolic"], vars(SingleRoIExtractor)["forward"]]

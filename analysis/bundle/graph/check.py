@@ -145,31 +145,71 @@ def _compare_region_detections(
 def _compare_proposals(
     network: Any, feats: Any, samples: list[DetDataSample], boxes: torch.Tensor, scores: torch.Tensor
 ) -> dict[str, list[float]]:
-    found = []
-    for own, values in zip(boxes, scores, strict=True):
+    """Suppression keeps the levels apart, so a level is the label of a proposal."""
+    head = network.model.rpn_head
+    cfg = head.test_cfg
+    head._bbox_post_process = _with_levels
+    try:
+        lists = _of_mmdet(head, feats, samples)
+    finally:
+        del head._bbox_post_process
+    pairs = []
+    for own, values, possible, candidates in zip(boxes, scores, *lists, strict=True):
         count = int((values > 0).sum())
-        found.append(Boxes(own[:count], values[:count], torch.zeros(count)))
-    by = _of_head(network.model.rpn_head, feats, samples, found)
-    return dict(zip(("proposals", "roi_scores"), by, strict=True))
+        found = Boxes(own[:count], values[:count], torch.zeros(count, dtype=torch.long))
+        found = found._replace(labels=torch.tensor([_nearest(one, possible) for one in zip(*found, strict=True)]))
+        pairs.append(outcome(found, possible, _beyond_cuts(candidates, possible), cfg.nms, cfg.max_per_img, 0.0))
+    return {"proposals": [box for box, _ in pairs], "roi_scores": [score for _, score in pairs]}
+
+
+def _with_levels(results: InstanceData, cfg: Any, **_: Any) -> InstanceData:
+    """In place of mmdet's post-processing of proposals: nothing is suppressed, and labels are the levels."""
+    least = cfg.get("min_bbox_size", -1)
+    sides = results.bboxes[:, 2:] - results.bboxes[:, :2]
+    results = results[(sides > least).all(1)] if least >= 0 else results
+    return InstanceData(bboxes=results.bboxes, scores=results.scores, labels=results.level_ids)
+
+
+def _nearest(one: tuple[torch.Tensor, ...], possible: Boxes) -> int:
+    box, score, _ = one
+    apart = (possible.boxes - box).abs().amax(1) / BOX_TOLERANCE
+    both = torch.maximum(apart, (possible.scores - score).abs() / SCORE_TOLERANCE)
+    return int(possible.labels[both.argmin()]) if len(both) else -1
+
+
+def _beyond_cuts(candidates: Boxes, possible: Boxes) -> Boxes:
+    """Leaves out the worst of a level that had more than are considered: equal ones may have taken their places."""
+    kept = torch.ones(len(candidates.scores), dtype=torch.bool)
+    for level in set(candidates.labels.tolist()):
+        here = candidates.labels == level
+        if int(here.sum()) < int((possible.labels == level).sum()):
+            kept &= ~here | (candidates.scores > candidates.scores[here].min() + SCORE_TOLERANCE)
+    return Boxes(*(part[kept] for part in candidates))
 
 
 def _of_head(
     head: Any, feats: Any, samples: list[DetDataSample], found: Sequence[Boxes]
 ) -> tuple[list[float], list[float]]:
-    """Compares what a dense head detects, or proposes, with what it is mmdet's way to detect."""
+    """Compares what a dense head detects with what mmdet may make of it."""
+    cfg = head.test_cfg
+    pairs = [
+        outcome(one, possible, candidates, cfg.nms, cfg.max_per_img, cfg.get("score_thr", 0.0))
+        for one, possible, candidates in zip(found, *_of_mmdet(head, feats, samples), strict=True)
+    ]
+    return [box for box, _ in pairs], [score for _, score in pairs]
+
+
+def _of_mmdet(head: Any, feats: Any, samples: list[DetDataSample]) -> tuple[list[Boxes], list[Boxes]]:
+    """All boxes of each image before suppression, and those that are good enough on their level to be considered."""
     cfg = head.test_cfg
     lists = []
     for unlimited in (True, False):
         head.test_cfg = _everything(cfg, unlimited=unlimited)
         try:
-            lists.append(head.predict(feats, samples, rescale=False))
+            lists.append([_boxes(found) for found in head.predict(feats, samples, rescale=False)])
         finally:
             head.test_cfg = cfg
-    pairs = [
-        outcome(one, _boxes(all_of), _boxes(some), cfg.nms, cfg.max_per_img, cfg.get("score_thr", 0.0))
-        for one, all_of, some in zip(found, *lists, strict=True)
-    ]
-    return [box for box, _ in pairs], [score for _, score in pairs]
+    return lists[0], lists[1]
 
 
 def _everything(cfg: Any, unlimited: bool = False) -> Any:

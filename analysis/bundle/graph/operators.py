@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmcv.ops.deform_conv import DeformConv2dFunction
+from mmcv.ops.deform_conv import DeformConv2dFunction, deform_conv2d
 from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 from mmcv.ops.roi_align import RoIAlignFunction
+from mmdet.models.dense_heads import TOODHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -28,6 +29,7 @@ def exportable() -> Iterator[None]:
         (ModulatedDeformConv2dFunction, "symbolic", staticmethod(_modulated_deform_conv)),
         (RoIAlignFunction, "symbolic", staticmethod(_roi_align)),
         (SingleRoIExtractor, "forward", _extract),
+        (TOODHead, "deform_sampling", _sample),
     ]
     originals = [(owner, name, vars(owner)[name]) for owner, name, _ in replaced]
     try:
@@ -65,6 +67,7 @@ def _deformable(
 ) -> Any:
     """mmcv and ONNX order offsets alike: y and x of a tap, tap after tap."""
     top, left = _pair(padding)
+    shape = inputs[1].type().sizes()  # none of weights that a head makes as it runs, as TOOD
     return g.op(
         "DeformConv",
         *inputs,
@@ -73,7 +76,7 @@ def _deformable(
         dilations_i=_pair(dilation),
         group_i=groups,
         offset_group_i=deform_groups,
-        kernel_shape_i=inputs[1].type().sizes()[2:],
+        **({"kernel_shape_i": shape[2:]} if shape else {}),
     )
 
 
@@ -117,6 +120,14 @@ def _extract(
     return torch.cat(pooled)[torch.cat(chosen).argsort()]
 
 
+def _sample(head: TOODHead, feat: Tensor, offset: Tensor) -> Tensor:
+    """As mmdet's, with numbers of channels that a trace takes for numbers."""
+    channels = int(feat.shape[1])
+    weight = torch.ones(channels, 1, 1, 1, device=feat.device, dtype=feat.dtype)
+    found: Tensor = deform_conv2d(feat, offset, weight, 1, 0, 1, channels, channels)
+    return found
+
+
 # Resizing and pooling to sizes that are known: the indices are torch's own
 
 
@@ -125,17 +136,30 @@ class ExactResizing(TorchFunctionMode):
 
     Nearest neighbours of factors that are no power of two come from torch's own table of indices; ONNX runtimes
     round the source position otherwise. Adaptive pooling becomes two products with averaging matrices, or maxima over
-    gathered rows and columns.
+    gathered rows and columns. What is repeated for each image is repeated for as many as there are.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._batch: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Takes over the functions that it knows."""
+        if func is F.conv2d:
+            self._batch = args[0].shape[0]
+        elif func is torch.cat and self._copies(*args, **(kwargs or {})):
+            return args[0][0].repeat(self._batch, *[1] * (args[0][0].dim() - 1))
         replacement = _REPLACED.get(func)
         if replacement is not None:
             found = replacement(*args, **(kwargs or {}))
             if found is not None:
                 return found
         return func(*args, **(kwargs or {}))
+
+    def _copies(self, tensors: Any, dim: int = 0) -> bool:
+        """Whether one tensor is repeated for each image, as TOOD does with its anchors."""
+        same = len(tensors) > 1 and all(tensor is tensors[0] for tensor in tensors)
+        return same and dim == 0 and self._batch is not None and len(tensors) == int(self._batch)
 
 
 def _interpolate(

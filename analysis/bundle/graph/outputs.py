@@ -77,8 +77,10 @@ class DenseDetections(Outputs):
     def __init__(self, model: Any, canvas: tuple[int, int]) -> None:
         super().__init__(model, canvas)
         self.candidates = Candidates(model.bbox_head, model, canvas)
+        if not self.candidates.clips:
+            self.inputs = ("images",)
 
-    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         """Gives boxes, scores, labels and count."""
         boxes, scores, labels, _ = self.candidates(self.model.extract_feat(images), sizes)
         return best(boxes, scores, labels, self.model.bbox_head.test_cfg)
@@ -234,6 +236,7 @@ class Candidates(nn.Module):
         super().__init__()
         self.head = head
         self.kind = _kind(head)
+        self.clips = self.kind != "boxes"  # TOOD does not
         check_suppression(head.test_cfg)
         with torch.no_grad():
             levels, _ = head_maps(head, model.extract_feat(torch.zeros(1, 3, *canvas)))
@@ -241,14 +244,14 @@ class Candidates(nn.Module):
             for index, priors in enumerate(head.prior_generator.grid_priors(shapes, device="cpu")):
                 self.register_buffer(f"priors{index}", priors, persistent=False)
 
-    def forward(self, feats: tuple[Tensor, ...], sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, feats: tuple[Tensor, ...], sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gives boxes (B, N, 4), scores (B, N), -1 where there is none, classes (B, N) and levels (B, N)."""
         head = self.head
         levels, queries = head_maps(head, feats)
         wanted = asked(head, levels, queries)
         parts = [self._level(index, outs, wanted.get(index)) for index, outs in enumerate(levels)]
         boxes, scores, classes, of_level = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-        if self.kind != "boxes":  # TOOD does not clip
+        if self.clips and sizes is not None:
             boxes = clip(boxes, sizes)
         least = head.test_cfg.get("min_bbox_size", -1)
         if least >= 0:

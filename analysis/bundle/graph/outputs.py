@@ -71,7 +71,7 @@ class DenseDetections(Outputs):
     from 0; ``count`` (B,) detections of each image, behind which boxes and scores are 0 and labels -1.
     """
 
-    inputs = ("images", "sizes")
+    inputs: tuple[str, ...] = ("images", "sizes")
     names = DETECTIONS
 
     def __init__(self, model: Any, canvas: tuple[int, int]) -> None:

@@ -323,6 +323,12 @@ def export(options: argparse.Namespace) -> int | None:
             tables.print_exported(found, study.name, out)
         else:
             print(f"{choice}\nThe bundle: {bundles[0]}\nCheck it: headway verify {bundles[0]}", flush=True)
+    from search.exporting import without_onnx
+
+    document["without_onnx"] = without_onnx(bundles)
+    if not options.json:
+        for lacking in document["without_onnx"]:
+            print(f"No model.onnx in {lacking['bundle']}: {lacking['reason']}.", flush=True)
     if options.register is not None:
         document["registered"] = _register(options, bundles, options.register, folder, study, store)
     if options.json:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.bundle.receipt import read_receipt
 from analysis.choose import Choice
 from analysis.export import export_bundle
 from analysis.export_front import Exported, bundles_in, export_front
@@ -78,6 +79,16 @@ def export_whole_front(store: Store, *, study: Study, folder: Path, out: Path, o
         onnx=onnx,
         progress=progress,
     )
+
+
+def without_onnx(bundles: Sequence[Path]) -> list[dict[str, str]]:
+    """Tells for which bundles a graph was asked for and is not there: ``bundle`` and ``reason``."""
+    graphs = [(bundle, read_receipt(bundle)["formats"]["onnx"]) for bundle in bundles]
+    return [
+        {"bundle": str(bundle), "reason": graph["reason"]}
+        for bundle, graph in graphs
+        if not graph["available"] and graph.get("asked") != "none"
+    ]
 
 
 def verified(options: argparse.Namespace, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ classes = {classes}
 scale = np.float32([w / width, h / height, w / width, h / height])
 for box, score, label in zip(found["boxes"][0], found["scores"][0], found["labels"][0]):
     if score >= 0.3:
-        print(classes[label], round(float(score), 2), (box / scale).round(1).tolist())""",
+        print(classes[label], round(float(score), 2), [round(float(side), 1) for side in box / scale])""",
 }
 
 

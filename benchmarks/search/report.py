@@ -341,6 +341,7 @@ def plot(name: str, rivals: Mapping[str, Searches], path: Path) -> None:
     places = np.geomspace(2, budget, 240)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     low = 1.0
+    high = max(float(np.nanmax(median(rivals[rival].at(places, "hypervolume")))) for panel in panels for rival in panel)
     for axis, panel, title in zip(axes, panels, ("what can be put together today", "Headway's parts")):
         for rival in panel:
             searches = rivals[rival]
@@ -355,10 +356,10 @@ def plot(name: str, rivals: Mapping[str, Searches], path: Path) -> None:
         axis.set_xlabel("compute (full trainings of the baseline)")
         axis.set_title(title, fontsize=11)
         axis.grid(color="0.9")
-        axis.legend(frameon=False, fontsize=9, loc="lower right")
+        axis.legend(frameon=False, fontsize=9, loc="lower right" if high > 0.6 else "upper left")
     axes[0].set_ylabel("share of the best known hypervolume")
     # Most happens near the top; what lies below half of the worst rival's later share is start-up.
-    axes[0].set_ylim(max(0.0, 0.6 * low), 1.01)
+    axes[0].set_ylim(max(0.0, 0.6 * low), 1.01 if high > 0.6 else 1.5 * high)
     axes[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     seeds = min(len(searches.seeds) for searches in rivals.values())
     figure.suptitle(f"{name}: medians over {seeds} seeds with 95 % intervals", fontsize=12)

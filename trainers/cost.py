@@ -134,12 +134,12 @@ def count_predict(
         UserError: There is no image.
     """
     twin: Any = _copy(model, meta=False)
-    tally = _Tally()
+    tally = Tally()
     for name, child in twin.named_children():
         _wrap(child, tally, _PARTS.get(name, name))
     for module in twin.modules():
         if isinstance(module, (DeformConv2d, ModulatedDeformConv2d)):
-            module.forward = _computed(module, tally)
+            module.forward = computed(module, tally)
     device = next(model.parameters()).device
     images = 0
     for batch in batches:
@@ -182,7 +182,7 @@ def _refuse(model: nn.Module) -> None:
 # Counting
 
 
-class _Tally(TorchFunctionMode):
+class Tally(TorchFunctionMode):
     """Sums up the convolutions, linear layers and products of matrices that run while it is active.
 
     Every tensor computed from a level of the pyramid carries that level, whatever its size. Hence shared towers and
@@ -196,6 +196,8 @@ class _Tally(TorchFunctionMode):
         self.activations = 0
         self.part = "other"
         self.by_level = False
+        # Ids of the weights whose products alone count, ``None`` for all.
+        self.only: frozenset[int] | None = None
         self._handlers: dict[Any, Callable[..., int]] = {F.linear: _linear}
         for dimension in "123":
             self._handlers[getattr(torch, f"conv{dimension}d")] = _convolution
@@ -209,11 +211,13 @@ class _Tally(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        levels: frozenset[str] = frozenset().union(*(_levels(tensor) for tensor in _tensors((*args, *kwargs.values()))))
+        levels: frozenset[str] = frozenset().union(
+            *(levels_of(tensor) for tensor in _tensors((*args, *kwargs.values())))
+        )
         if levels:
             for tensor in _tensors((out,)):
-                _mark(tensor, levels | _levels(tensor))
-        if func in self._handlers:
+                _mark(tensor, levels | levels_of(tensor))
+        if func in self._handlers and (self.only is None or any(id(value) in self.only for value in args)):
             self.add(self._handlers[func](out, *args, **kwargs), out, levels)
         return out
 
@@ -260,7 +264,7 @@ def _mark(tensor: Tensor, levels: frozenset[str]) -> None:
     tensor._headway_levels = levels  # type: ignore[attr-defined]
 
 
-def _levels(tensor: Tensor) -> frozenset[str]:
+def levels_of(tensor: Tensor) -> frozenset[str]:
     found: frozenset[str] = getattr(tensor, "_headway_levels", frozenset())
     return found
 
@@ -294,8 +298,8 @@ def _copy(model: nn.Module, meta: bool) -> nn.Module:
 
 
 @torch.no_grad()
-def _tally(model: Any, size: tuple[int, int], device: torch.device) -> _Tally:
-    tally = _Tally()
+def _tally(model: Any, size: tuple[int, int], device: torch.device) -> Tally:
+    tally = Tally()
     for name, child in model.named_children():
         _wrap(child, tally, _PARTS.get(name, name))
     for module in model.modules():
@@ -320,7 +324,7 @@ def _tally(model: Any, size: tuple[int, int], device: torch.device) -> _Tally:
     return tally
 
 
-def _wrap(module: nn.Module, tally: _Tally, part: str) -> None:
+def _wrap(module: nn.Module, tally: Tally, part: str) -> None:
     forward = module.forward
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -330,7 +334,7 @@ def _wrap(module: nn.Module, tally: _Tally, part: str) -> None:
     module.forward = counted
 
 
-def _shape_only(module: Any, tally: _Tally) -> Callable[..., Tensor]:
+def _shape_only(module: Any, tally: Tally) -> Callable[..., Tensor]:
     """Gives a forward of a deformable convolution that runs its offset convolution and counts the rest."""
     packed = isinstance(module, (DeformConv2dPack, ModulatedDeformConv2dPack))
 
@@ -343,19 +347,28 @@ def _shape_only(module: Any, tally: _Tally) -> Callable[..., Tensor]:
             for side, (stride, padding, dilation, kernel) in zip(x.shape[2:], settings, strict=True)
         ]
         out = x.new_zeros(x.shape[0], module.weight.shape[0], *shape)
-        tally.add(_convolution(out, x, module.weight), out, _levels(x))
+        tally.add(_convolution(out, x, module.weight), out, levels_of(x))
         return out
 
     return forward
 
 
-def _computed(module: Any, tally: _Tally) -> Callable[..., Tensor]:
-    """Gives a forward of a deformable convolution that runs it and counts it, its offset convolution included."""
+def computed(module: Any, tally: Tally) -> Callable[..., Tensor]:
+    """Gives a forward of a deformable convolution that runs it and counts it, its offset convolution included.
+
+    It counts as one convolution, by whatever products of matrices it is computed.
+    """
     forward = module.forward
+    offsets = getattr(module, "conv_offset", None)
+    only = frozenset(id(weight) for weight in ([] if offsets is None else offsets.parameters()))
 
     def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out: Tensor = forward(x, *args, **kwargs)
-        tally.add(_convolution(out, x, module.weight), out, _levels(x))
+        outer, tally.only = tally.only, only
+        try:
+            out: Tensor = forward(x, *args, **kwargs)
+        finally:
+            tally.only = outer
+        tally.add(_convolution(out, x, module.weight), out, levels_of(x))
         return out
 
     return counted

@@ -117,6 +117,20 @@ def build_named(name: str) -> Any:
     return _built({key: plain(value) for key, value in config.items() if key in _BUILT_FROM}, name)
 
 
+def build_patched(base: str, knobs: dict[str, Any]) -> Any:
+    """Builds a base with a design in it, without pretrained weights.
+
+    Args:
+        base: As ``load_base`` takes it.
+        knobs: A canonical design; empty for the base itself.
+
+    Raises:
+        UserError: The base cannot be read or built.
+    """
+    config = patched_base(base, knobs)
+    return _built({key: plain(value) for key, value in config.items() if key in _BUILT_FROM}, base)
+
+
 def _built(content: dict[str, Any], name: str) -> Any:
     # Weights do not change a cost, and a download must not stop a count.
     resolve_backbone(content["model"], "none")

@@ -23,7 +23,7 @@ from spaces.base import dense_part, facts
 from spaces.errors import HeadwayError, UserError
 from spaces.space import full_space
 from trainers.config import load_base, plain, set_classes
-from trainers.cost import Cost, _Tally, count, count_predict
+from trainers.cost import Cost, Tally, count, count_predict
 
 SIZE = (800, 1344)
 SITES = {"P3": 16_800, "P4": 4_200, "P5": 1_050, "P6": 273, "P7": 77}
@@ -255,7 +255,7 @@ def test_dynamic_masks(path: str, channels: int, controller: int, dynamic: int) 
 def test_tood() -> None:
     """PAPERS.md, SlimHead: the tower has 3,538,944 of 4,720,704 multiply-adds a site."""
     head = build("tood/tood_r50_fpn_1x_coco.py").bbox_head
-    tally = _Tally()
+    tally = Tally()
     with torch.no_grad(), tally:
         x = torch.zeros(1, 256, 5, 7)
         for layer in head.inter_convs:
@@ -347,7 +347,7 @@ def test_failing_pass_names_the_detector() -> None:
 def test_known_layers(layer: Any, shape: tuple[int, ...], macs: int, written: int, device: str) -> None:
     if isinstance(layer, nn.Module):
         layer = copy.deepcopy(layer).to(device)
-    tally = _Tally()
+    tally = Tally()
     with torch.no_grad(), tally:
         layer(torch.zeros(shape, device=device))
     assert sum(tally.parts.values()) == macs

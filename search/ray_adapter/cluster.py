@@ -20,6 +20,9 @@ from search.ray_adapter.lanes import SPEED, Node
 from spaces.errors import CutShort, UserError
 from trainers.means import environment
 
+# A process takes its next trial once the one before, stopped at a report, has come to its end; a reset that waits in
+# vain counts as a death.
+_REUSE = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60"}
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 15.0
 _NOT_JOINED = (ConnectionError, ValueError, RuntimeError, OSError, OverflowError, AuthenticationError)
@@ -51,7 +54,7 @@ def connect(address: str | None) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 # In place before a trial's first thread exists.
-                runtime_env={"env_vars": environment()},
+                runtime_env={"env_vars": {**environment(), **_REUSE}},
             )
         except Exception as error:
             if address is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -11,7 +12,7 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray import tune
@@ -34,7 +35,12 @@ UNFIT = "unfit"
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """The body of a trial's process."""
+    """The body of a trial, in a process that may run others afterwards.
+
+    Raises:
+        Spent: The trial failed; Ray gives the process no other trial then.
+        TrialInterrupted: As if the process had died.
+    """
     began = time.monotonic()
     request = TrialRequest.from_json(json.loads(config["request"]))
 
@@ -54,17 +60,24 @@ def run_trial(config: dict[str, Any]) -> None:
     except TrialFailed as error:
         _report_failure(str(error))
     except TrialInterrupted:
-        raise  # as if the process had died
+        raise
     except LaneNeeded as error:
         _send({"phase": LANE, "lane": error.lane, "seconds": time.monotonic() - began})
     except MachineUnfit as error:
         _send({"phase": UNFIT, "reason": str(error)})
     except Exception as error:
         _report_failure(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+    finally:
+        gc.collect()  # mmengine's runner and its hooks hold each other, and what they trained
 
 
-def _report_failure(reason: str) -> None:
+class Spent(Exception):
+    """A process in which a trial failed; the driver knows of the trial."""
+
+
+def _report_failure(reason: str) -> NoReturn:
     _send({"phase": FAILED, "reason": reason, "traceback": traceback.format_exc()})
+    raise Spent(reason)
 
 
 def _send(message: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ def train(request, report):
     began = time.monotonic()
     folder = Path(request.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "processes").open("a") as log:
+        log.write(f"{os.getpid()}\n")
     ratio, accuracy = figures(request.knobs)
 
     def send(phase, epoch, metrics, **attrs):

@@ -66,7 +66,13 @@ class Driver:
             time.sleep(0.1)
 
     def trained(self, number):
-        return [int(line) for line in (self.folder / f"trials/{number:04d}/trained.log").read_text().split()]
+        return self.numbers(number, "trained.log")
+
+    def processes(self, number):
+        return self.numbers(number, "processes")
+
+    def numbers(self, number, name):
+        return [int(line) for line in (self.folder / f"trials/{number:04d}" / name).read_text().split()]
 
 
 @pytest.mark.timeout(400)
@@ -89,6 +95,9 @@ def test_trials_that_crash_fail_and_die(tmp_path):
     # Killed each time.
     assert dying.reason.startswith("the trial's process died 3 times: ")
     assert (driver.folder / "trials/0005/deaths").read_text() == "xxx"
+    # A process in which a trial failed takes no other one.
+    for number in (1, 2):
+        assert not any(driver.processes(number)[0] in driver.processes(later) for later in range(number + 1, 7))
     in_optuna = driver.store()._optuna.trials
     assert not [trial for trial in in_optuna if trial.state is OptunaState.RUNNING]
     assert sum(trial.state is OptunaState.COMPLETE for trial in in_optuna) == 3
@@ -97,6 +106,14 @@ def test_trials_that_crash_fail_and_die(tmp_path):
     assert "Traceback" not in driver.log.read_text()
     for name in ("pareto.html", "pareto.png", "front.csv", "front.json", "study.yaml"):
         assert (driver.folder / name).stat().st_size > 0
+
+
+def test_a_process_takes_one_trial_after_another(tmp_path):
+    driver = Driver(tmp_path, 6, epoch_seconds=0.5)
+    driver.run()
+    processes = [driver.processes(number) for number in range(6)]
+    assert [len(found) for found in processes] == [1] * 6
+    assert len({found[0] for found in processes}) == 2  # trials side by side
 
 
 @pytest.mark.slow

@@ -301,7 +301,8 @@ def _data(request: TrialRequest, base: Config, facts: DataFacts, batch: int) -> 
         },
         "val_dataloader": val_loader,
         "test_dataloader": copy.deepcopy(val_loader),
-        "val_evaluator": evaluator,
+        # The same figures, six to ten times as fast; what is exported needs mmdet alone.
+        "val_evaluator": {**copy.deepcopy(evaluator), "type": "FasterCocoMetric"},
         "test_evaluator": copy.deepcopy(evaluator),
     }
 

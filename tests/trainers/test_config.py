@@ -109,6 +109,8 @@ def test_the_config_is_complete_and_flat(tmp_path: Path) -> None:
         assert loader.dataset.metainfo.classes == ("cat", "dog", "eel")
         assert {"type": "Resize", "scale": (320, 240), "keep_ratio": True} in loader.dataset.pipeline
     assert config.train_dataloader.batch_size == 5
+    assert config.test_evaluator.type == "CocoMetric"  # which a bundle has with mmdet alone
+    assert config.val_evaluator == {**config.test_evaluator, "type": "FasterCocoMetric"}
     assert config.val_evaluator.ann_file == "val.json"
     assert config.randomness.seed == 7
     file = tmp_path / "config.py"

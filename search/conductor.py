@@ -17,7 +17,15 @@ from search.rungs import RungPoint, decide
 from search.store import Store
 from search.study import Constraint, Study
 from spaces.space import Space, design_hash
-from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialReport, TrialRequest, WarmRequest
+from trainers.contract import (
+    DataRequest,
+    EarlyValidation,
+    SpeedRequest,
+    SweepRequest,
+    TrialReport,
+    TrialRequest,
+    WarmRequest,
+)
 
 Listener = Callable[[TrialRecord], None]
 
@@ -261,7 +269,14 @@ class Conductor:
             sweep=sweep,
             warm=self._warm_request(),
             heartbeat=study.heartbeat_seconds,
+            early_val=self._early_val(),
         )
+
+    def _early_val(self) -> EarlyValidation | None:
+        rungs = self.study.rungs
+        if rungs is None or rungs.val_images is None:
+            return None
+        return EarlyValidation(images=rungs.val_images, epochs=self.study.budget.epochs - 1)
 
     def _warm_request(self) -> WarmRequest | None:
         epochs = self.study.warm_epochs

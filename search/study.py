@@ -145,6 +145,8 @@ class RungsSection(_Section):
     method: Literal["like_speed", "mo_asha"] = "like_speed"
     """``like_speed`` compares the accuracy of designs of like cost; ``mo_asha`` ranks all designs by non-dominated
     fronts (``search.rungs``)."""
+    val_images: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """Images of the validation split, evenly chosen, that epochs before the last are validated on; ``null`` for all."""
 
 
 class SamplerSection(_Section):

@@ -9,7 +9,7 @@ import copy
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -343,9 +343,10 @@ def _schedule(request: TrialRequest, base: Config, facts: DataFacts, batch: int)
         optim["type"] = "OptimWrapper"
         for key in ("loss_scale", "dtype", "use_fsdp"):
             optim.pop(key, None)
+    early = request.early_val
     return {
         "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": request.epochs, "val_interval": 1},
-        "val_cfg": {"type": "ValLoop"},
+        "val_cfg": {"type": "ValLoop"} if early is None else {"type": "EarlyValLoop", **asdict(early)},
         "test_cfg": {"type": "TestLoop"},
         "optim_wrapper": optim,
         "param_scheduler": rescale(

@@ -129,6 +129,19 @@ class SweepRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyValidation:
+    """Epochs that are validated on a part of the split.
+
+    Attributes:
+        images: How many, evenly chosen; all where there are no more.
+        epochs: The first so many epochs.
+    """
+
+    images: int
+    epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class WarmRequest:
     """The study's shared warm start: one training of the base, from which every trial continues.
 
@@ -171,6 +184,7 @@ class TrialRequest:
         team: The processes that train it, ``None`` for one.
         heartbeat: Seconds that a start may be without a step before it is killed, ``None`` for any.
         val_batch: Images a validation batch, ``None`` for the usual ones; the trainer lowers it when memory was short.
+        early_val: Epochs that are validated on fewer images, ``None`` for none; their reports have ``val_images``.
     """
 
     number: int
@@ -195,6 +209,7 @@ class TrialRequest:
     team: TeamRequest | None = None
     heartbeat: float | None = None
     val_batch: int | None = None
+    early_val: EarlyValidation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Gives the request as plain JSON types."""
@@ -217,6 +232,7 @@ class TrialRequest:
             "sweep": sweep,
             "warm": WarmRequest(**value["warm"]) if value.get("warm") else None,
             "team": TeamRequest(**value["team"]) if value.get("team") else None,
+            "early_val": EarlyValidation(**value["early_val"]) if value.get("early_val") else None,
         }
         return cls(**rest)
 

@@ -190,7 +190,10 @@ def _settle(request: TrialRequest) -> learning.Learned:
     patching.check_built(settled, second.knobs)
     copy_matching(patching.translated(second.knobs, weights, settled), settled)
     metrics = {f"learned_{name}": meta["metrics"][name] for name in meta["metrics"] if name.startswith("bbox_mAP")}
-    metrics |= {f"decomposed_{name}": value for name, value in sweep.validate(settled_config, settled).items()}
+    # On the images of the learning network's own figures.
+    part = None if request.early_val is None else request.early_val.images
+    found_again = sweep.validate(settled_config, settled, part)
+    metrics |= {f"decomposed_{name}": value for name, value in found_again.items()}
     return replace(found, metrics=metrics)
 
 

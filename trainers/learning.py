@@ -18,7 +18,7 @@ from mmengine.config import Config
 
 from spaces import patching
 from trainers import checkpoint, files, heartbeat
-from trainers.contract import TrialFailed, TrialRequest
+from trainers.contract import EarlyValidation, TrialFailed, TrialRequest
 
 FOLDER = "learning"
 IMAGES = 500
@@ -60,7 +60,15 @@ def first_phase(request: TrialRequest) -> TrialRequest:
     share = patching.learning_share(request.knobs)
     epochs = min(max(1, round(request.epochs * share)), request.epochs - 1)
     folder = str(Path(request.folder) / FOLDER)
-    return replace(request, knobs=knobs, epochs=epochs, folder=folder, speed=None, sweep=None)
+    return replace(
+        request,
+        knobs=knobs,
+        epochs=epochs,
+        folder=folder,
+        speed=None,
+        sweep=None,
+        early_val=_early(request, 0, epochs),
+    )
 
 
 def second_phase(request: TrialRequest, learned: Learned) -> TrialRequest:
@@ -69,12 +77,20 @@ def second_phase(request: TrialRequest, learned: Learned) -> TrialRequest:
     if sweep is not None:
         settled = {index: patching.settled(knobs, learned.scales) for index, knobs in sweep.settings.items()}
         sweep = replace(sweep, settings=settled)
+    before = first_phase(request).epochs
     return replace(
         request,
         knobs=patching.settled(request.knobs, learned.scales),
-        epochs=request.epochs - first_phase(request).epochs,
+        epochs=request.epochs - before,
         sweep=sweep,
+        early_val=_early(request, before, request.epochs - before),
     )
+
+
+def _early(request: TrialRequest, before: int, epochs: int) -> EarlyValidation | None:
+    """What of a trial's early epochs falls into a phase of it that has ``before`` epochs before it."""
+    early = request.early_val
+    return early and replace(early, epochs=min(max(early.epochs - before, 0), epochs))
 
 
 def read(request: TrialRequest) -> Learned | None:

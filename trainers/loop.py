@@ -25,6 +25,7 @@ from torch import nn
 
 from trainers import checkpoint, faults, heartbeat, parallel
 from trainers.contract import TrialFailed
+from trainers.validation import EarlyValLoop
 
 _runs = itertools.count()
 # What Runner itself reads from its config; the rest is given to it as arguments. A whole config would be formatted by
@@ -157,7 +158,8 @@ class Reproducible(Hook):  # type: ignore[misc]
     def before_train(self, runner: Runner) -> None:
         """Puts the seeding of each image at the front of the training pipeline, and has both pipelines name images."""
         runner.train_dataloader.dataset.pipeline.transforms.insert(0, _SeedImage(self._seed, self._epoch))
-        for loader in (runner.train_dataloader, runner.val_dataloader):
+        val_loaders = getattr(runner.val_loop, "loaders", [runner.val_dataloader])
+        for loader in (runner.train_dataloader, *val_loaders):
             loader.dataset.pipeline = _NamingPipeline(loader.dataset.pipeline)
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -284,6 +286,8 @@ class EpochEnd(Hook):  # type: ignore[misc]
         seconds = time.monotonic() - self._begin
         self.val_seconds += seconds
         figures, attrs = accuracy(metrics or {})
+        if isinstance(runner.val_loop, EarlyValLoop):
+            figures["val_images"] = float(runner.val_loop.images)
         iterations = len(runner.train_dataloader)
         figures.update({name: total / iterations for name, total in self._sums.items()})
         figures.update(

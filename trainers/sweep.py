@@ -20,6 +20,7 @@ from trainers import heartbeat
 from trainers.checkpoint import checkpoints
 from trainers.files import write_text
 from trainers.loop import accuracy
+from trainers.validation import look_at, part
 
 Batch = tuple[Tensor, list[Any]]
 
@@ -50,18 +51,22 @@ class Validated:
         write_text(self._path, json.dumps({"mark": self._mark, "settings": self._known}))
 
 
-def validate(config: Config, model: Any) -> dict[str, float]:
+def validate(config: Config, model: Any, images: int | None = None) -> dict[str, float]:
     """Measures a detector's accuracy on the validation split, as training does after each epoch.
 
     Args:
         config: The trial's config.
         model: The trained detector, on its device.
+        images: Images to take, evenly chosen from the split; ``None`` for all.
 
     Returns:
         ``{"bbox_mAP": 0.31, ...}``; see ``trainers.loop.accuracy``.
     """
     loader = Runner.build_dataloader(copy.deepcopy(config["val_dataloader"]))
     evaluator = Evaluator(copy.deepcopy(config["val_evaluator"]))
+    if images is not None:
+        loader = Runner.build_dataloader(part(config["val_dataloader"], len(loader.dataset), images))
+        look_at(evaluator, loader.dataset)
     evaluator.dataset_meta = loader.dataset.metainfo
     model.eval()
     with torch.no_grad():

@@ -26,6 +26,7 @@ def request(trial: TrialRequest) -> TrialRequest:
         speed=None,
         sweep=None,
         warm=None,
+        early_val=None,
     )
 
 

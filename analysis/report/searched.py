@@ -73,7 +73,9 @@ def _budget(found: Findings) -> str:
     rungs = found.context.rungs
     if rungs:
         epochs = f"epoch{'s' if len(rungs) > 1 else ''} {listed([str(rung) for rung in rungs])}"
-        return f"{text}; trials were compared after {epochs}, and the weaker stopped."
+        part = (found.context.study.get("rungs") or {}).get("val_images")
+        where = f" Epochs before the last were validated on {several(part, 'image')} at most." if part else ""
+        return f"{text}; trials were compared after {epochs}, and the weaker stopped.{where}"
     return f"{text}; no trial was stopped early."
 
 

@@ -69,24 +69,31 @@ class Driver:
             return None  # the tables are being made
 
 
+MOMENTS = {
+    "before the first trial": lambda records: records is not None,
+    "during a timing": lambda records: records and any(being_timed(record) for record in records),
+    "during training": lambda records: (
+        records and any(r.state is TrialState.RUNNING and 2 <= len(r.curve) < EPOCHS for r in records)
+    ),
+    "after a rung": lambda records: (
+        records
+        and any(r.state is TrialState.RUNNING and r.rungs and len(r.curve) < EPOCHS and r.number for r in records)
+    ),
+    # The store is written first, then MLflow, so at this moment MLflow is being written.
+    "while writing MLflow": lambda records: records and sum(r.state.finished for r in records) >= 2,
+}
+
+
 @pytest.mark.timeout(500)
-def test_kill_at_any_moment_loses_and_doubles_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "moments",
+    [("during training", "while writing MLflow"), pytest.param(tuple(MOMENTS), marks=pytest.mark.slow)],
+    ids=["twice", "at every moment"],
+)
+def test_a_kill_loses_and_doubles_nothing(tmp_path, moments):
     driver = Driver(tmp_path)
-    moments = {
-        "before the first trial": lambda records: records is not None,
-        "during a timing": lambda records: records and any(being_timed(record) for record in records),
-        "during training": lambda records: (
-            records and any(r.state is TrialState.RUNNING and 2 <= len(r.curve) < EPOCHS for r in records)
-        ),
-        "after a rung": lambda records: (
-            records
-            and any(r.state is TrialState.RUNNING and r.rungs and len(r.curve) < EPOCHS and r.number for r in records)
-        ),
-        # The store is written first, then MLflow, so at this moment MLflow is being written.
-        "while writing MLflow": lambda records: records and sum(r.state.finished for r in records) >= 2,
-    }
-    for moment, reached in moments.items():
-        driver.kill_when(reached)
+    for moment in moments:
+        driver.kill_when(MOMENTS[moment])
         assert not all_done(driver.records()), f"{moment}: the run was over already"
     assert driver.start().wait(timeout=200) == 0, (tmp_path / "log.txt").read_text()[-3000:]
 

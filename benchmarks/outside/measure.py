@@ -1,0 +1,107 @@
+"""Where the wall time of a study went, from its event log: training, measuring latency, and what is neither.
+
+    headway run benchmarks/outside/study.yaml --studies DIR
+    python benchmarks/outside/measure.py DIR/outside [--out FILE.json]
+
+The time that counts is that of the places trials run in: as many as run side by side, each from the begin of the run
+to its end. Of that, *training* is what epochs took with their validations, *latency* the measurement of an
+architecture, and the rest is outside: the driver and Ray starting, processes and their imports, building and counting a
+design, what an epoch's report waits for, drawing a trial's pictures, and a place that waits for a trial or stays empty
+at the end. While the baseline is measured all other places wait for it; that is *waiting for the baseline*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+
+def shares(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums up the places' time in seconds.
+
+    Args:
+        events: Of a study that was run once, from begin to end, in the order of its ``events.jsonl``.
+
+    Returns:
+        ``places``, ``trials``, ``wall`` (s), and of the places' time (s): ``whole``, ``training``, ``latency``,
+        ``baseline`` (others wait for its latency), ``start`` (of the driver and Ray), ``build`` (of processes and
+        designs), ``rest`` (within trials), ``end`` (places that are empty at the end) and ``between`` (trials).
+
+    Raises:
+        ValueError: The study was not run to its end, or more than once.
+    """
+    begun = [event for event in events if event["event"] == "begun"]
+    finished = [event for event in events if event["event"] == "finished"]
+    if len(begun) != 1 or len(finished) != 1:
+        raise ValueError(f"must be a study that was run once to its end, but began {len(begun)} times")
+    places = begun[0]["share"]["concurrent"]
+    first, last = events[0]["time"], finished[0]["time"]
+    of: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for event in events:
+        number, metrics = event.get("trial"), event.get("metrics") or {}
+        if number is None:
+            continue
+        trial = of[number]
+        if event["event"] == "started":
+            trial["started"] = event["at"]
+        elif event["event"] == "epoch":
+            trial["training"] += metrics["train_seconds"] + metrics["val_seconds"]
+        elif event["event"] == "figures" and "gmacs" in metrics:
+            trial["counted"] = event["time"]
+        elif event["event"] == "figures" and "latency_ratio" in metrics:
+            trial["timed"] = event["time"]
+        elif event["event"] == "ended":
+            trial["ended"] = event["at"]
+    trials = [trial for trial in of.values() if "ended" in trial]
+    known = min(trial["timed"] for trial in trials)
+    found = {"training": 0.0, "latency": 0.0, "build": 0.0, "rest": 0.0}
+    for trial in trials:
+        counted = trial.get("counted", trial["started"])
+        latency = max(trial.get("timed", counted) - counted, 0.0)
+        build = counted - trial["started"]
+        found["training"] += trial["training"]
+        found["latency"] += latency
+        found["build"] += build
+        found["rest"] += trial["ended"] - trial["started"] - build - latency - trial["training"]
+    started = min(trial["started"] for trial in trials)
+    ends = sorted((trial["ended"] for trial in trials), reverse=True)[:places]
+    found["start"] = places * (started - first)
+    found["baseline"] = (places - 1) * (known - started)
+    found["end"] = sum(last - end for end in ends)
+    whole = places * (last - first)
+    found["between"] = whole - sum(found.values())
+    return {"places": places, "trials": len(trials), "wall": last - first, "whole": whole, **found}
+
+
+def main() -> int:
+    """Prints them."""
+    parser = argparse.ArgumentParser(description="Where the wall time of a study went.")
+    parser.add_argument("study", type=Path, help="folder of a study that was run once, to its end")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    asked = parser.parse_args()
+    try:
+        lines = (asked.study / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        found = shares([json.loads(line) for line in lines])
+    except (OSError, ValueError) as error:
+        print(f"error: {asked.study}: {error}", file=sys.stderr)
+        return 2
+    outside = found["whole"] - found["training"] - found["latency"]
+    print(f"{found['trials']} trials, {found['places']} places, {found['wall']:.0f} s")
+    for name in ("training", "latency", "start", "baseline", "build", "rest", "between", "end"):
+        print(f"{name:>9} {found[name]:8.1f} s {found[name] / found['whole']:7.1%}")
+    print(f"  outside {outside:8.1f} s {outside / found['whole']:7.1%}")
+    if asked.out:
+        from trainers.detector import device_name
+
+        content = {**found, "outside": outside, "share": outside / found["whole"], "machine": device_name("cpu")}
+        asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.exit(main())

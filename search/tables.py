@@ -242,9 +242,43 @@ def print_profile(found: Mapping[str, Any], config: str, against: str | None) ->
             f"Latency on {latency['device']}: {latency['ratio']:.3f} of {against or 'itself (A/A)'} "
             f"(quartiles {latency['q1']:.3f}-{latency['q3']:.3f}, {latency['pairs']} interleaved pairs), "
             f"that is {latency['speedup']:.2f} times as fast; multiply-adds alone would allow "
-            f"{latency['bound_by_macs']:.2f}. {latency['ms']:.1f} ms against {latency['against_ms']:.1f} ms.",
+            f"{latency['bound_by_macs']:.2f}, bytes alone {latency['bound_by_bytes']:.2f}. "
+            f"{latency['ms']:.1f} ms against {latency['against_ms']:.1f} ms.",
             markup=False,
         )
+        _print_parts(console, latency, against)
+
+
+def _print_parts(console: Console, latency: Mapping[str, Any], against: str | None) -> None:
+    """Prints where the time goes."""
+    table = Table(title="Where the time goes" + (f", against {against}" if against else ""))
+    table.add_column("part")
+    names = ("against ms", "times as fast", "MACs allow", "bytes allow") if against else ()
+    for name in ("ms", "share", "GMACs", "MB moved", *names):
+        table.add_column(name, justify="right")
+    words = {"head": "rest of the head"}
+    lines = [
+        (" ".join(filter(None, (words.get(one["part"], one["part"]), one["level"]))), one) for one in latency["parts"]
+    ]
+    lines += [(f"all of the head on {level}", one) for level, one in latency["levels"].items()]
+    for index, (name, one) in enumerate(lines):
+        row = [
+            f"{one['ms']:.2f}",
+            f"{100 * one['share']:.1f} %",
+            f"{one['macs'] / 1e9:.2f}",
+            f"{one['bytes'] / 1e6:.1f}",
+        ]
+        if against:
+            ratios = (one["speedup"], one["bound_by_macs"], one["bound_by_bytes"])
+            row += [f"{one['against_ms']:.2f}", *("-" if value is None else f"{value:.2f}" for value in ratios)]
+        table.add_row(name, *row, end_section=index + 1 == len(latency["parts"]))
+    console.print(table)
+    cut = latency["cut"]
+    console.print(
+        f"The parts add up to {cut['sum_ms']:.1f} ms with what measuring them costs; a pass that is not cut takes "
+        f"{cut['whole_ms']:.1f} ms (median ratio {cut['overhead']:.3f}, {cut['passes']} passes of each in turns).",
+        markup=False,
+    )
 
 
 def print_published(found: Sequence[Mapping[str, Any]], legend: str) -> None:

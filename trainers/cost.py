@@ -215,11 +215,15 @@ class Tally(TorchFunctionMode):
             *(levels_of(tensor) for tensor in _tensors((*args, *kwargs.values())))
         )
         if levels:
+            self.saw(levels)
             for tensor in _tensors((out,)):
-                _mark(tensor, levels | levels_of(tensor))
+                mark(tensor, levels | levels_of(tensor))
         if func in self._handlers and (self.only is None or any(id(value) in self.only for value in args)):
             self.add(self._handlers[func](out, *args, **kwargs), out, levels)
         return out
+
+    def saw(self, levels: frozenset[str]) -> None:
+        """Learns on which levels the operator that runs works."""
 
     def add(self, macs: int, out: Tensor, levels: frozenset[str]) -> None:
         """Puts down one layer that wrote ``out``."""
@@ -260,7 +264,7 @@ def _added_product(out: Tensor, input: Tensor, left: Tensor, right: Tensor, *_: 
     return out.numel() * left.shape[-1]
 
 
-def _mark(tensor: Tensor, levels: frozenset[str]) -> None:
+def mark(tensor: Tensor, levels: frozenset[str]) -> None:
     tensor._headway_levels = levels  # type: ignore[attr-defined]
 
 
@@ -310,8 +314,8 @@ def _tally(model: Any, size: tuple[int, int], device: torch.device) -> Tally:
     with tally:
         features = model.extract_feat(image)
         dense = getattr(model, "rpn_head", None) or model.bbox_head
-        for name, feature in zip(_names(dense, features, size), features, strict=True):
-            _mark(feature, frozenset({name}))
+        for name, feature in zip(level_names(dense, features, size), features, strict=True):
+            mark(feature, frozenset({name}))
             tally.levels[name] = 0
         tally.by_level = True
         dense(features)
@@ -374,7 +378,7 @@ def computed(module: Any, tally: Tally) -> Callable[..., Tensor]:
     return counted
 
 
-def _names(head: nn.Module, features: tuple[Tensor, ...], size: tuple[int, int]) -> list[str]:
+def level_names(head: nn.Module, features: tuple[Tensor, ...], size: tuple[int, int]) -> list[str]:
     strides = getattr(getattr(head, "prior_generator", None), "strides", None)
     if strides is None or len(strides) != len(features):
         strides = [max(size) / max(feature.shape[2:]) for feature in features]

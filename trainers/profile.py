@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from torch import Tensor
 
 from spaces import patching
 from spaces.errors import HeadwayError, UserError
-from trainers import cost, speed
+from trainers import cost, speed, timemap
 from trainers.config import load_base, plain, set_classes
 from trainers.detector import build_model
 from trainers.means import settle
@@ -73,7 +75,9 @@ def profile_config(
     Returns:
         ``macs`` and ``params`` in units of one; ``against`` the same of the other config, with ``ratio`` (this / the
         other) of each; ``latency`` with ``ratio``, ``q1`` and ``q3`` of the paired ratios, ``pairs``, ``ms`` and
-        ``against_ms``, ``speedup`` (1 / ratio) and ``bound_by_macs``, the speed-up that multiply-adds alone allow.
+        ``against_ms``, ``speedup`` (1 / ratio), and ``bound_by_macs`` and ``bound_by_bytes``, the speed-ups that
+        multiply-adds alone and bytes alone allow; its ``parts`` and ``levels`` say where the time goes, see
+        ``_where_time_goes``.
 
     Raises:
         UserError: A config cannot be read or counted.
@@ -90,9 +94,8 @@ def profile_config(
     if latency:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         settle(len(os.sched_getaffinity(0)))
-        measured = speed.measure(
-            model, other or build_named(name), speed.make_inputs(size, 1), pairs=pairs, seconds=0, device=device
-        )
+        inputs = speed.make_inputs(size, 1)
+        measured = speed.measure(model, other or build_named(name), inputs, pairs=pairs, seconds=0, device=device)
         found["latency"] = {
             "device": device,
             "ratio": measured.ratio,
@@ -103,7 +106,65 @@ def profile_config(
             "against_ms": measured.baseline_ms,
             "speedup": 1 / measured.ratio,
             "bound_by_macs": 1 / found["against"]["ratio"]["macs"] if against else 1.0,
+            **_where_time_goes([model, other] if other is not None else [model], inputs, device, max(1, pairs // 3)),
         }
+    return found
+
+
+def _where_time_goes(models: Sequence[Any], inputs: Tensor, device: str, rounds: int) -> dict[str, Any]:
+    """Cuts a detector's pass into parts and levels, in turns with the passes of the one that it is compared with.
+
+    Returns:
+        ``bound_by_bytes`` of the whole; ``parts``, by part and level, and ``levels``, the dense head by level, each
+        with ``ms``, ``share`` (of the sum), ``macs`` and ``bytes`` and, where there are two models, ``against_ms``,
+        ``speedup``, ``bound_by_macs`` and ``bound_by_bytes`` (``None`` where there is nothing to divide); and ``cut``:
+        ``sum_ms`` of the parts, ``whole_ms`` of a pass without the hooks that cut it, their ``overhead`` (a ratio) and
+        ``passes``.
+    """
+    inputs = inputs.to(device)
+    if device == "cpu":
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    prepared = [speed.prepare(model, device) for model in models]
+    passes = [(model, speed.detector_pass(model, inputs, postprocess=True)) for model in prepared]
+    ours, *others = timemap.map_time(passes, device=device, rounds=rounds)
+    theirs = others[0] if others else None
+    by_part = [{(one.part, one.level): one for one in item.stretches} for item in (ours, *others)]
+    levels = [level for level in dict.fromkeys(one.level for one in ours.stretches) if level]
+    total = [sum(one.bytes for one in item.stretches) for item in (ours, *others)]
+    return {
+        "bound_by_bytes": total[-1] / total[0],
+        "parts": [
+            {
+                "part": part,
+                "level": level,
+                **_compared([[own[part, level]] if (part, level) in own else [] for own in by_part], ours.sum_ms),
+            }
+            for part, level in dict.fromkeys(key for own in by_part for key in own)
+        ],
+        "levels": {
+            level: _compared([[one for one in own.values() if one.level == level] for own in by_part], ours.sum_ms)
+            for level in levels
+        },
+        "cut": {
+            "sum_ms": ours.sum_ms,
+            "whole_ms": ours.whole_ms,
+            "overhead": ours.overhead,
+            "passes": ours.passes,
+            **({"against_sum_ms": theirs.sum_ms, "against_whole_ms": theirs.whole_ms} if theirs else {}),
+        },
+    }
+
+
+def _compared(sides: Sequence[Sequence[timemap.Stretch]], sum_ms: float) -> dict[str, Any]:
+    """Sums up the stretches of one part or level, ours and the other's."""
+    sums = [{name: sum(getattr(one, name) for one in side) for name in ("ms", "macs", "bytes")} for side in sides]
+    ours, theirs = sums[0], sums[-1]
+    found = {**ours, "share": ours["ms"] / sum_ms}
+    if len(sides) > 1:
+        ratios = {"speedup": "ms", "bound_by_macs": "macs", "bound_by_bytes": "bytes"}
+        found |= {"against_ms": theirs["ms"]}
+        both = {key: (theirs[name], ours[name]) for key, name in ratios.items()}
+        found |= {key: above / below if above and below else None for key, (above, below) in both.items()}
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,11 +53,7 @@ def count_patched(base: str, knobs: dict[str, Any], size: tuple[int, int], class
     Raises:
         UserError: The base cannot be read, built or counted.
     """
-    config = patched_base(base, knobs)
-    content = {key: plain(value) for key, value in config.items() if key in _BUILT_FROM}
-    if classes is not None:
-        set_classes(content["model"], classes)
-    return cost.count(_built(content, base), size)
+    return cost.count(build_patched(base, knobs, classes), size)
 
 
 def profile_config(
@@ -178,18 +174,22 @@ def build_named(name: str) -> Any:
     return _built({key: plain(value) for key, value in config.items() if key in _BUILT_FROM}, name)
 
 
-def build_patched(base: str, knobs: dict[str, Any]) -> Any:
+def build_patched(base: str, knobs: Mapping[str, Any], classes: int | None = None) -> Any:
     """Builds a base with a design in it, without pretrained weights.
 
     Args:
         base: As ``load_base`` takes it.
         knobs: A canonical design; empty for the base itself.
+        classes: Number of classes; the base's own when not given.
 
     Raises:
         UserError: The base cannot be read or built.
     """
-    config = patched_base(base, knobs)
-    return _built({key: plain(value) for key, value in config.items() if key in _BUILT_FROM}, base)
+    config = patched_base(base, dict(knobs))
+    content = {key: plain(value) for key, value in config.items() if key in _BUILT_FROM}
+    if classes is not None:
+        set_classes(content["model"], classes)
+    return _built(content, base)
 
 
 def _built(content: dict[str, Any], name: str) -> Any:

@@ -271,6 +271,8 @@ def _data(request: TrialRequest, base: Config, facts: DataFacts, batch: int) -> 
             "ann_file": str(annotations),
             "data_prefix": {"img": str(images)},
             "pipeline": pipeline,
+            # To share between processes costs a whole garbage collection a data set; with one there is nobody to share.
+            "serialize_data": bool(request.workers),
             **more,
         }
 

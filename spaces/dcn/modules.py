@@ -1,73 +1,46 @@
 """Deformable convolutions in the towers of a dense head."""
 
-import math
-
 import torch
 from mmcv.cnn import ConvModule
-from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, deform_conv2d, modulated_deform_conv2d
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from mmdet.registry import MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
+from spaces.dcn.sampling import deformable_conv2d
 from spaces.modules import dense_head
 
 
-def _with_plain_gradient(out: Tensor) -> Tensor:
-    """Lets the operator's backward see a gradient that lies in memory as (N, C, H, W)."""
-    if out.requires_grad:
-        out.register_hook(lambda gradient: gradient.contiguous())
-    return out
-
-
 class DeformableConv(DeformConv2dPack):
-    """Version 1 for maps of any size, any batch and any memory format.
-
-    mmcv's pack refuses maps smaller than its kernel (P7 of small images), and its operator refuses channels-last
-    tensors and batches above 32 that are no multiple of 32.
-    """
+    """Version 1 for maps of any size, any batch and any memory format, and fast on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', H, W)."""
-        offset = self.conv_offset(x)
-        short = [max(kernel - side, 0) for kernel, side in zip(self.kernel_size, x.shape[2:])]
-        if any(short):
-            # Zeros lie outside of the map anyway.
-            x, offset = (F.pad(tensor, (0, short[1], 0, short[0])) for tensor in (x, offset))
-        out = deform_conv2d(
-            x.contiguous(),
-            offset.contiguous(),
-            self.weight.contiguous(),
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.deform_groups,
-            False,
-            math.gcd(self.im2col_step, len(x)),
-        )
-        out = _with_plain_gradient(out)
-        return out[:, :, : out.shape[2] - short[0], : out.shape[3] - short[1]]
+        """(N, C, H, W) to (N, C', H', W')."""
+        return _convolve(self, x, self.conv_offset(x), None)
 
 
 class ModulatedDeformableConv(ModulatedDeformConv2dPack):
-    """Version 2 for any memory format: mmcv's CPU operator reads channels-last tensors as if they were not."""
+    """Version 2 for any memory format, and fast on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', H, W)."""
-        first, second, mask = torch.chunk(self.conv_offset(x), 3, dim=1)
-        out = modulated_deform_conv2d(
-            x.contiguous(),
-            torch.cat((first, second), dim=1).contiguous(),
-            torch.sigmoid(mask).contiguous(),
-            self.weight.contiguous(),
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.deform_groups,
-        )
-        return _with_plain_gradient(out)
+        """(N, C, H, W) to (N, C', H', W')."""
+        found = self.conv_offset(x)
+        offsets = found.shape[1] // 3 * 2
+        return _convolve(self, x, found[:, :offsets], torch.sigmoid(found[:, offsets:]))
+
+
+def _convolve(layer: nn.Module, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+    return deformable_conv2d(
+        x,
+        offset,
+        mask,
+        layer.weight,
+        getattr(layer, "bias", None),
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.deform_groups,
+    )
 
 
 TYPES = {1: DeformableConv, 2: ModulatedDeformableConv}

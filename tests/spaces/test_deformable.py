@@ -31,9 +31,10 @@ def test_channels_last_changes_nothing(ours, theirs):
     plain = run(layer, x, weight)
     last = layer.to(memory_format=torch.channels_last)
     turned = run(last, x.to(memory_format=torch.channels_last), weight.to(memory_format=torch.channels_last))
-    for one, other, third in zip(wanted, plain, turned, strict=True):
-        assert torch.equal(one, other)
-        assert torch.allclose(one, third, atol=2e-5)
+    for one, *others in zip(wanted, plain, turned, strict=True):
+        for other in others:
+            # Sums over taps and channels are taken in another order than mmcv's.
+            assert torch.allclose(one, other, atol=2e-5)
 
 
 def test_small_maps_and_large_batches():

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 Pair = tuple[int, int]
 
 # Sites sampled at a time. With fewer the product is slower; with more the samples leave the cache.
-_SITES = 1344
+_SITES = 2016
 
 
 def deformable_conv2d(
@@ -93,7 +93,8 @@ class _Sampled(Function):
         exact = torch.promote_types(kind, torch.float32)
         x, offset, mask, weight = (value if value is None else value.to(exact) for value in ctx.saved_tensors)
         sites = _Sites(x, offset, mask, *ctx.settings)
-        rows = _last(gradient.to(exact)).reshape(*sites.shape, len(weight))
+        rows = _last(gradient.to(exact).contiguous(memory_format=torch.channels_last))
+        rows = rows.reshape(*sites.shape, len(weight))
         taps = _by_tap(weight).flatten(1)
         to_x, to_offset, to_mask, to_weight, to_bias = ctx.needs_input_grad[:5]
         of_table, of_taps = torch.zeros_like(sites.table), torch.zeros_like(taps)
@@ -150,7 +151,9 @@ class _Sites:
             if value is not None and value.shape != wanted:
                 raise ValueError(f"{name}: must be of shape {wanted}, but is of {tuple(value.shape)}.")
         self.shape = (images * rows, columns)
-        self.table = _last(x).reshape(images * math.prod(self._sides), channels)
+        self.table = _last(x.contiguous(memory_format=torch.channels_last)).reshape(
+            images * math.prod(self._sides), channels
+        )
         self.offset = _last(offset).reshape(*self.shape, self.taps, 2)
         self.mask = None if mask is None else _last(mask).reshape(*self.shape, self.taps)
         # Where taps stand without an offset, in their own image; in single precision at least.

@@ -20,6 +20,7 @@ MODULES = (
     "spaces/*/backbones.py",
     "spaces/*/detectors.py",
     "spaces/*/sparse.py",
+    "spaces/*/sampling.py",
 )
 DETECTORS = ("mmdet", "mmcv", "mmengine", "torch", "torchvision")
 

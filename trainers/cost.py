@@ -312,7 +312,10 @@ def _tally(model: Any, size: tuple[int, int], device: torch.device) -> Tally:
     first = next((module for module in model.backbone.modules() if isinstance(module, nn.Conv2d)), None)
     image = torch.zeros(1, first.in_channels if first else 3, *size, device=device)
     with tally:
-        features = model.extract_feat(image)
+        # A neck may put off maps that a trained detector computes in part (spaces.querydet.neck); here they are whole.
+        features = tuple(
+            feature.whole() if hasattr(feature, "whole") else feature for feature in model.extract_feat(image)
+        )
         dense = getattr(model, "rpn_head", None) or model.bbox_head
         for name, feature in zip(level_names(dense, features, size), features, strict=True):
             mark(feature, frozenset({name}))

@@ -10,10 +10,9 @@ from spaces.base import BaseFacts
 from spaces.errors import choices
 from spaces.family import ExportLimit, Family
 from spaces.knob import Choice, Condition, Float, Integer, Knob
+from spaces.querydet.patch import SITEWISE
 
 METHODS = ("sparse", "crop", "full")
-# Norms that treat each site of a map by itself in evaluation.
-_SITEWISE = (None, "BN", "BN2d", "SyncBN", "MMSyncBN")
 _QUERIES = Condition("threshold", "nonempty")
 
 
@@ -145,7 +144,7 @@ def _inference(base: BaseFacts) -> tuple[Knob, ...]:
 
 def exact(base: BaseFacts) -> bool:
     """Whether a site's result depends on a fixed neighbourhood only, so that it can be computed alone."""
-    return base.tower_norm in _SITEWISE and not base.deformed
+    return base.tower_norm in SITEWISE and not base.deformed
 
 
 def illegal(values: Mapping[str, Any], base: BaseFacts) -> str | None:

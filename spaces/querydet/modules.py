@@ -14,22 +14,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from spaces.modules import dense_head
+from spaces.querydet.neck import LaterMap, whole
 from spaces.querydet.sparse import (
+    Masked,
     Patchwise,
     Sites,
     Submanifold,
     as_map,
-    context_sites,
+    as_rows,
+    find_sites,
     flatten,
-    inside_map,
-    key_cells,
+    key_mask,
     offsets,
     reach,
+    spread,
     take,
 )
 
 # Patches that are cropped and convolved at once.
 PATCHES = 128
+
+# Share of a level's sites above which dense convolutions of masked maps take less time than gathered rows.
+# Measured on a CPU (benchmarks/heads/querydet.py); not measured on CUDA.
+DENSE_SHARE = 0.75
 
 # What the query head learns
 
@@ -163,6 +170,7 @@ class QueryHead:
 
     def forward(self, x: tuple[Tensor, ...], *args, **kwargs) -> tuple[list[Tensor], ...]:
         """As the base head's, over the pyramid ``x``."""
+        x = tuple(whole(feature) for feature in x)
         outs = super().forward(x, *args, **kwargs)
         if self.collected is not None:
             self._collect(x)
@@ -256,28 +264,38 @@ class QueryHead:
         levels = [Level(index, tuple(x[index].shape[2:]), self.level(index, x[index])[0]) for index in dense]
         outs, logits = self.level(self.start, x[self.start])
         levels.insert(0, Level(self.start, tuple(x[self.start].shape[2:]), outs))
-        queries = (logits[:, 0].float().sigmoid() > self.threshold).nonzero()
+        queries = self._asks(logits[:, 0])
         if self.keep:
             self._keep_none(x)
             self._keep(self.start, logits)
         for index in reversed(range(self.start)):
-            shape = (len(x[index]), *x[index].shape[2:])
-            cells = key_cells(queries)
-            keys = Sites(cells[inside_map(cells, shape)], shape)
+            size = tuple(x[index].shape[2:])
+            masks = [key_mask(queries, size)]
+            if self.method == "sparse":
+                masks.append(spread(masks[0], self.context))
+            # The one place of a level where the host waits for a GPU.
+            keys, *around = find_sites(*masks)
             if not len(keys):
                 break
-            outs, scores = getattr(self, f"_{self.method}")(index, x[index], queries, keys)
-            levels.insert(0, Level(index, shape[1:], outs, keys))
+            outs, scores = getattr(self, f"_{self.method}")(index, x[index], queries, keys, *around)
+            levels.insert(0, Level(index, size, outs, keys))
             if index:
-                queries = keys.cells[scores[:, 0].float().sigmoid() > self.threshold]
+                queries = torch.zeros_like(masks[0]).flatten()
+                queries[keys.flat] = self._asks(scores[:, 0])
+                queries = queries.view_as(masks[0])
                 if self.keep:
                     self._keep(index, scores, keys)
         return levels
 
+    def _asks(self, logits: Tensor) -> Tensor:
+        """Which query logits ask for the sites below theirs."""
+        return logits.float().sigmoid() > self.threshold
+
     def _keep_none(self, x: tuple[Tensor, ...]) -> None:
         """Starts to keep: no level has asked yet."""
         strides = {index: self.prior_generator.strides[index][0] for index in range(self.start, 0, -1)}
-        maps = {index: x[index].new_full((len(x[index]), *x[index].shape[2:]), torch.nan) for index in strides}
+        start = x[self.start]
+        maps = {index: start.new_full((len(start), *x[index].shape[2:]), torch.nan) for index in strides}
         self.kept = {
             "queries": {_level_name(strides[index]): maps[index].float() for index in strides},
             "strides": {_level_name(stride): stride for stride in strides.values()},
@@ -297,28 +315,39 @@ class QueryHead:
         """The outputs of one level, and its query logits where it may query."""
         return self.forward_single(x)[: self.outputs], self.query(x) if 0 < index <= self.start else None
 
-    def _sparse(self, index: int, x: Tensor, queries: Tensor, keys: Sites) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """(k, C') outputs and (k, 1) query logits at the keys, by submanifold convolutions around them (CSQ)."""
-        sites = context_sites(keys, self.context)
-        wanted = torch.searchsorted(sites.flat, keys.flat)
-        rows = as_map(take(x, sites))
+    def _sparse(
+        self, index: int, x: Tensor | LaterMap, queries: Tensor, keys: Sites, sites: Sites
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """(k, C') outputs and (k, 1) query logits at the keys, by submanifold convolutions of the sites (CSQ)."""
         layers = (getattr(self, name) for name in (*self.predictors, "query_pred"))
-        with Submanifold(sites, wanted, frozenset(id(layer.weight) for layer in layers)):
-            outs, scores = self.level(index, rows)
-        outs = tuple(out[0, :, :, 0].t() for out in outs)
-        return outs, None if scores is None else scores[0, :, :, 0].t()
+        predictors = frozenset(id(layer.weight) for layer in layers)
+        if sites.share > DENSE_SHARE:
+            mask = torch.zeros(math.prod(sites.shape), dtype=torch.bool, device=x.device)
+            mask[sites.flat] = True
+            mask = mask.view(sites.shape)
+            mode = Masked(mask, keys, predictors, gathered=keys.share <= DENSE_SHARE)
+            # The mask is written into the map, which others may still read.
+            start = whole(x) * mask[:, None]
+        else:
+            mode = Submanifold(sites, keys, predictors)
+            start = as_map(x.at(sites) if isinstance(x, LaterMap) else take(x, sites))
+        with mode:
+            outs, scores = self.level(index, start)
+        return tuple(as_rows(out) for out in outs), None if scores is None else as_rows(scores)
 
-    def _crop(self, index: int, x: Tensor, queries: Tensor, keys: Sites) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def _crop(
+        self, index: int, x: Tensor | LaterMap, queries: Tensor, keys: Sites
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """As ``_sparse``, by dense convolutions on a patch around the keys of each query (CQ)."""
+        x = whole(x)
         margin = self.reach()
-        cells = key_cells(queries)
-        kept = inside_map(cells, keys.shape)
+        (asking,) = find_sites(queries)
+        corners = asking.cells * asking.cells.new_tensor([1, 2, 2])
         window = range(-margin, margin + 2)
         side = len(window)
         parts = []
-        for some in queries.split(PATCHES):
-            corners = key_cells(some)[:, :1]
-            near = corners + offsets(window, window, x.device)
+        for some in corners.split(PATCHES):
+            near = some[:, None] + offsets(window, window, x.device)
             inside = (flatten(near, keys.shape) < math.prod(keys.shape)).reshape(-1, 1, side, side)
             limit = near.new_tensor([len(x), *x.shape[2:]]) - 1
             image, row, column = near.clamp(min=0).minimum(limit).unbind(-1)
@@ -326,12 +355,17 @@ class QueryHead:
             with Patchwise(inside.to(x.dtype)):
                 outs, scores = self.level(index, patches)
             parts.append([_middle(out) for out in (*outs, *(() if scores is None else (scores,)))])
-        found = [torch.cat(part)[kept.reshape(-1)] for part in zip(*parts)]
+        # Keys go row by row over the whole map, patches query by query; cells outside of the map come last.
+        cells = corners[:, None] + offsets(range(2), range(2), x.device)
+        order = flatten(cells, keys.shape).flatten().argsort(stable=True)[: len(keys)]
+        found = [torch.cat(part)[order] for part in zip(*parts)]
         return tuple(found[: self.outputs]), found[self.outputs] if len(found) > self.outputs else None
 
-    def _full(self, index: int, x: Tensor, queries: Tensor, keys: Sites) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def _full(
+        self, index: int, x: Tensor | LaterMap, queries: Tensor, keys: Sites
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """As ``_sparse``, from the dense maps of the level (CCQ)."""
-        outs, scores = self.level(index, x)
+        outs, scores = self.level(index, whole(x))
         return tuple(take(out, keys) for out in outs), None if scores is None else take(scores, keys)
 
     def reach(self) -> int:
@@ -341,26 +375,30 @@ class QueryHead:
         return max(*(reach(tower) + ends for tower in towers), reach([*self.query_convs, self.query_pred]))
 
     def _priors(self, level: "Level") -> Tensor:
-        """(height * width * priors, 4) anchors, or (height * width, 2) points, of one level."""
-        first = level.outs[0]
-        return self.prior_generator.single_level_grid_priors(
-            level.size, level_idx=level.index, dtype=first.dtype, device=first.device
-        )
+        """(sites * priors, 4) anchors, or (sites, 2) points, of the sites that a level computed."""
+        generator, first = self.prior_generator, level.outs[0]
+        chosen = {"level_idx": level.index, "dtype": first.dtype, "device": first.device}
+        if level.keys is None:
+            return generator.single_level_grid_priors(level.size, **chosen)
+        # All sites have the priors of the first, moved; the grid of a fine level is larger than all else here.
+        corner = generator.single_level_grid_priors((1, 1), **chosen)
+        across, down = generator.strides[level.index]
+        _, row, column = level.keys.cells.unbind(1)
+        moved = torch.stack((column * across, row * down), 1).to(corner.dtype).repeat(1, corner.shape[1] // 2)
+        return (corner + moved[:, None]).flatten(0, 1)
 
     def _of_image(self, level: "Level", priors: Tensor, image: int) -> tuple[list[Tensor], Tensor] | None:
         """One image's (C', m, 1) maps of a level with their priors, ``None`` where nobody queried it."""
         if level.keys is None:
             return [out[image].detach() for out in level.outs], priors
         mine = level.keys.of(image)
-        if not len(mine):
-            return None
         count = self.num_base_priors
-        if len(mine) * count < self.least_priors:
-            mine = mine.repeat(self.least_priors)
-        cells = level.keys.cells[mine]
-        site = cells[:, 1] * level.size[1] + cells[:, 2]
-        chosen = (site[:, None] * count + torch.arange(count, device=site.device)).view(-1)
-        return [out[mine].detach().t()[:, :, None] for out in level.outs], priors[chosen]
+        outs, priors = [out[mine].detach() for out in level.outs], priors.unflatten(0, (-1, count))[mine]
+        if not len(priors):
+            return None
+        if len(priors) * count < self.least_priors:
+            outs, priors = [out.repeat(self.least_priors, 1) for out in outs], priors.repeat(self.least_priors, 1, 1)
+        return [out.t()[:, :, None] for out in outs], priors.flatten(0, 1)
 
 
 @dataclass(frozen=True)

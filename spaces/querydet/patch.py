@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from spaces.base import dense_part
+from spaces.base import dense_part, plain_type
 from spaces.patching import add_mixin
 
+# Norms that treat each site of a map by itself in evaluation.
+SITEWISE = (None, "BN", "BN2d", "SyncBN", "MMSyncBN")
 MIXINS = {"RetinaHead": "QueryRetina", "FCOSHead": "QueryFCOS", "RPNHead": "QueryRPN"}
 # configs/coco of the reference code, P2 to P7.
 CODE_BETA = (1.0, 1.4, 2.1, 2.5, 2.9, 3.2)
@@ -39,6 +41,9 @@ def patch(values: Mapping[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     levels = _levels(head)
     beta = _beta(values, len(levels))
     start = levels.index(values["start"])
+    method = values.get("method", "full")
+    if method == "sparse" and dense_part(model) == "bbox_head":
+        _ask_later(model["neck"], start)
     # Equation 5 weights the query loss as well, the reference code does not.
     in_queries = beta if values["beta"] == "linear" else [1.0] * len(beta)
     return add_mixin(
@@ -54,10 +59,20 @@ def patch(values: Mapping[str, Any], model: dict[str, Any]) -> dict[str, Any]:
             "radius": values["radius"],
             # Arguments of inference: no weight depends on them.
             "threshold": values["threshold"],
-            "method": values.get("method", "full"),
+            "method": method,
             "context": values.get("context", 2),
         },
     )
+
+
+def _ask_later(neck: dict[str, Any], start: int) -> None:
+    """Lets the neck compute its outputs below ``start`` at the sites that the head asks for.
+
+    Boxes are pooled from whole maps, so two-stage detectors keep theirs; so do other necks than mmdet's plain FPN.
+    """
+    norm = neck.get("norm_cfg") or {"type": None}
+    if plain_type(neck) == "FPN" and norm["type"] in SITEWISE and neck.get("conv_cfg") is None:
+        neck.update(type=neck["type"].replace("FPN", "QueryFPN"), later=start)
 
 
 def _refine_anchors(head: dict[str, Any]) -> None:

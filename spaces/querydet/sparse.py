@@ -1,14 +1,21 @@
-"""Convolutions at chosen sites of a map alone (section 3.2): by gathered rows, or by cropped patches."""
+"""Convolutions at chosen sites of a map (section 3.2): by gathered rows, by masked maps, or by cropped patches."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-# Rows that are gathered and multiplied at once: 38 MB with 256 channels in single precision.
-TILE = 4096
+# Rows that are gathered and multiplied at once: 4.7 MB with 256 channels in single precision.
+TILE = 512
+
+
+# Sites
 
 
 @dataclass(frozen=True)
@@ -16,24 +23,61 @@ class Sites:
     """Sites of one level in a batch of images.
 
     Attributes:
-        cells: (n, 3) image, row and column of each, those of one image together.
+        flat: (n,) their positions in the flattened batch of maps, ascending.
         shape: Number of images, height and width of the level's map.
+        counts: How many there are in each image.
     """
 
-    cells: Tensor
+    flat: Tensor
     shape: tuple[int, int, int]
+    counts: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.cells)
+        return sum(self.counts)
 
     @property
-    def flat(self) -> Tensor:
-        """(n,) position of each in the flattened batch of maps."""
-        return flatten(self.cells, self.shape)
+    def cells(self) -> Tensor:
+        """(n, 3) image, row and column of each."""
+        _, height, width = self.shape
+        row = self.flat // width
+        return torch.stack((row // height, row % height, self.flat % width), 1)
 
-    def of(self, image: int) -> Tensor:
-        """(m,) indices of the sites in one image."""
-        return (self.cells[:, 0] == image).nonzero()[:, 0]
+    @property
+    def share(self) -> float:
+        """Of the map's sites, in 0..1."""
+        images, height, width = self.shape
+        return len(self) / (images * height * width)
+
+    def of(self, image: int) -> slice:
+        """Where those of one image are."""
+        ends = list(accumulate(self.counts, initial=0))
+        return slice(ends[image], ends[image + 1])
+
+
+def find_sites(*masks: Tensor) -> list[Sites]:
+    """The sites of (N, H, W) masks, all with one look at the device: a host waits for a GPU once."""
+    counts = torch.stack([mask.flatten(1).sum(1) for mask in masks]).tolist()
+    found = []
+    for mask, own in zip(masks, counts):
+        # The k-th site is where the running count first reaches k; unlike nonzero, that knows its size beforehand.
+        order = torch.arange(1, sum(own) + 1, device=mask.device)
+        found.append(Sites(torch.searchsorted(mask.flatten().cumsum(0), order), tuple(mask.shape), tuple(own)))
+    return found
+
+
+def key_mask(queries: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, h, w) queries to the (N, H, W) cells of the next finer map that they ask for (equation 1).
+
+    Maps of odd size lack the last row or column of keys.
+    """
+    height, width = size
+    keys = queries.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return F.pad(keys, (0, width - keys.shape[2], 0, height - keys.shape[1]))
+
+
+def spread(mask: Tensor, context: int) -> Tensor:
+    """(N, H, W) with all sites within ``context`` rows and columns of one in ``mask``."""
+    return F.max_pool2d(mask[:, None].float(), 2 * context + 1, 1, context)[:, 0].bool()
 
 
 def flatten(cells: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -50,33 +94,59 @@ def offsets(rows: range, columns: range, device: torch.device) -> Tensor:
     return torch.tensor(steps, dtype=torch.long, device=device)
 
 
-def key_cells(queries: Tensor) -> Tensor:
-    """(m, 3) queries to their (m, 4, 3) cells on the next finer map (equation 1), which may lie outside of it."""
-    scale = queries.new_tensor([1, 2, 2])
-    return (queries * scale)[:, None] + offsets(range(2), range(2), queries.device)
+def neighbours(sites: Sites, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    """(n, kh * kw) positions of the cells that a convolution reads for each site; the map's size for those outside."""
+    rows, columns = (range(-step * (side // 2), step * (side // 2) + 1, step) for side, step in zip(kernel, dilation))
+    return flatten(sites.cells[:, None] + offsets(rows, columns, sites.flat.device), sites.shape)
 
 
-def inside_map(cells: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """(..., 3) cells to (...) whether the map has them: maps of odd size lack the last row or column of keys."""
-    return (cells[..., 1] < shape[1]) & (cells[..., 2] < shape[2])
+def as_map(rows: Tensor) -> Tensor:
+    """(n, C) to a view (1, C, n, 1)."""
+    return rows.t()[None, :, :, None]
 
 
-def context_sites(keys: Sites, context: int) -> Sites:
-    """The keys and all sites of the map within ``context`` rows and columns of one."""
-    images, height, width = keys.shape
-    around = range(-context, context + 1)
-    near = keys.cells[:, None] + offsets(around, around, keys.cells.device)
-    active = torch.zeros(images * height * width + 1, dtype=torch.bool, device=near.device)
-    active[flatten(near, keys.shape)] = True
-    flat = active[:-1].nonzero()[:, 0]
-    row = flat // width
-    return Sites(torch.stack((row // height, row % height, flat % width), 1), keys.shape)
+def as_rows(values: Tensor) -> Tensor:
+    """(1, C, n, 1) to a view (n, C)."""
+    return values[0, :, :, 0].t()
 
 
-# How they are computed: heads run as they are, on maps that hold nothing but the sites
+def take(feature: Tensor, sites: Sites) -> Tensor:
+    """(N, C, H, W) to the (n, C) values at the sites, in any memory format."""
+    return _read(feature, sites.flat)
 
 
-class Submanifold(TorchFunctionMode):
+def _read(feature: Tensor, flat: Tensor) -> Tensor:
+    """(N, C, H, W) to the (n, C) values at positions in the flattened batch of maps."""
+    last = feature.permute(0, 2, 3, 1)
+    if last.is_contiguous():
+        return last.flatten(0, 2).index_select(0, flat)
+    images, channels, height, width = feature.shape
+    if images == 1:
+        return feature.reshape(channels, -1).index_select(1, flat).t()
+    return last[flat // (height * width), flat // width % height, flat % width]
+
+
+def reach(layers: nn.Module | list[nn.Module]) -> int:
+    """How far a chain of convolutions sees, in sites."""
+    modules = layers if isinstance(layers, list) else [layers]
+    convs = [conv for module in modules for conv in module.modules() if isinstance(conv, nn.Conv2d)]
+    return sum(max(step * (side // 2) for step, side in zip(conv.dilation, conv.kernel_size)) for conv in convs)
+
+
+# How they are computed: heads run as they are, and their convolutions see the chosen sites
+
+
+class _Convolutions(TorchFunctionMode):
+    """Takes over the convolutions that run within it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Calls ``convolve`` in the place of a convolution."""
+        if func is F.conv2d:
+            return self.convolve(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class Submanifold(_Convolutions):
     """Makes convolutions see the sites of a map, and zeros elsewhere (Graham and van der Maaten 2017).
 
     Within it, a map is (1, C, n, 1) with one row for each site. Convolutions gather the neighbourhood of each site and
@@ -84,64 +154,101 @@ class Submanifold(TorchFunctionMode):
 
     Args:
         sites: The sites.
-        wanted: (k,) indices of the sites whose predictions are asked for.
+        wanted: Those of them whose predictions are asked for.
         predictors: Ids of the weights of the last convolutions, which are computed there only: their maps are
             (1, C', k, 1).
     """
 
-    def __init__(self, sites: Sites, wanted: Tensor, predictors: frozenset[int]) -> None:
+    def __init__(self, sites: Sites, wanted: Sites, predictors: frozenset[int]) -> None:
         super().__init__()
         self.sites = sites
         self.wanted = wanted
         self.predictors = predictors
-        self._tables: dict[tuple[int, ...], Tensor] = {}
+        self._tables: dict[tuple, Tensor] = {}
         images, height, width = sites.shape
         # Where a site's row is; outside of the sites, the row of zeros behind the last.
-        self._position = torch.full((images * height * width + 1,), len(sites), device=sites.cells.device)
-        self._position[sites.flat] = torch.arange(len(sites), device=sites.cells.device)
+        self._position = torch.full((images * height * width + 1,), len(sites), device=sites.flat.device)
+        self._position[sites.flat] = torch.arange(len(sites), device=sites.flat.device)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Takes over the convolutions."""
-        if func is F.conv2d:
-            return self._convolve(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    def convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+        """(1, C, n, 1) to (1, C', n, 1), at the wanted sites alone for a predictor."""
+        kernel, dilation = _plain(weight, stride, padding, dilation, groups)
+        rows = as_rows(x)
+        table = self._table(kernel, dilation, id(weight) in self.predictors)
+        if kernel != (1, 1):
+            rows = F.pad(rows, (0, 0, 0, 1))
+        elif id(weight) not in self.predictors:
+            return as_map(F.linear(rows, weight[:, :, 0, 0], bias))
+        return as_map(_product((rows.index_select(0, tile.flatten()) for tile in table.split(TILE)), weight, bias))
 
-    def _convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
-        kernel = tuple(weight.shape[2:])
-        dilation = _pair(dilation)
-        same = tuple(step * (side // 2) for step, side in zip(dilation, kernel))
-        if groups != 1 or _pair(stride) != (1, 1) or _pair(padding) != same:
-            raise NotImplementedError("sparse queries need convolutions with groups 1 and stride 1 that keep the size")
-        rows = x[0, :, :, 0].t()
-        only = self.wanted if id(weight) in self.predictors else None
-        if kernel == (1, 1):
-            out = F.linear(rows if only is None else rows[only], weight[:, :, 0, 0], bias)
-        else:
-            table = self._table(kernel, dilation)
-            table = table if only is None else table[only]
-            # (C', kh * kw * C), without a copy where the weight is channels-last.
-            matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-            padded = F.pad(rows, (0, 0, 0, 1))
-            tiles = [
-                F.linear(padded.index_select(0, tile.reshape(-1)).view(len(tile), -1), matrix, bias)
-                for tile in table.split(TILE)
-            ]
-            out = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-        return as_map(out)
-
-    def _table(self, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+    def _table(self, kernel: tuple[int, int], dilation: tuple[int, int], predicts: bool) -> Tensor:
         """(n, kh * kw) row of each neighbour of each site."""
-        key = (*kernel, *dilation)
+        key = (kernel, dilation, predicts)
         if key not in self._tables:
-            rows, columns = (
-                range(-step * (side // 2), step * (side // 2) + 1, step) for side, step in zip(kernel, dilation)
-            )
-            near = self.sites.cells[:, None] + offsets(rows, columns, self.sites.cells.device)
-            self._tables[key] = self._position[flatten(near, self.sites.shape)]
+            sites = self.wanted if predicts else self.sites
+            self._tables[key] = self._position[neighbours(sites, kernel, dilation)]
         return self._tables[key]
 
 
-class Patchwise(TorchFunctionMode):
+class Masked(_Convolutions):
+    """As ``Submanifold``, by dense convolutions of maps that are zeros elsewhere: faster where most sites are chosen.
+
+    Maps are (N, C, H, W), and overwritten with zeros where no site is.
+
+    Args:
+        mask: (N, H, W) the sites.
+        wanted: Those of them whose predictions are asked for.
+        predictors: Ids of the weights of the last convolutions, whose maps are (1, C', k, 1), one row for each wanted
+            site.
+        gathered: Whether predictors gather the wanted sites, which is faster where they are few.
+    """
+
+    def __init__(self, mask: Tensor, wanted: Sites, predictors: frozenset[int], gathered: bool) -> None:
+        super().__init__()
+        self.mask = mask[:, None]
+        self.wanted = wanted
+        self.predictors = predictors
+        self.gather = At(wanted) if gathered else None
+
+    def convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+        """(N, C, H, W) to (N, C', H, W), or to (1, C', k, 1) for a predictor."""
+        _plain(weight, stride, padding, dilation, groups)
+        x.mul_(self.mask)
+        if id(weight) not in self.predictors:
+            return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        if self.gather is not None:
+            return self.gather.convolve(x, weight, bias, stride, padding, dilation, groups)
+        return as_map(take(F.conv2d(x, weight, bias, stride, padding, dilation, groups), self.wanted))
+
+
+class At(_Convolutions):
+    """Makes convolutions read dense maps (N, C, H, W) and write the sites alone, (1, C', n, 1).
+
+    Args:
+        sites: The sites.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__()
+        self.sites = sites
+        self._tables: dict[tuple, Tensor] = {}
+
+    def convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+        """The dense convolution's values at the sites."""
+        key = _plain(weight, stride, padding, dilation, groups)
+        if key not in self._tables:
+            self._tables[key] = neighbours(self.sites, *key)
+        return as_map(_product(self._gathered(x, self._tables[key]), weight, bias))
+
+    def _gathered(self, x: Tensor, table: Tensor) -> Iterator[Tensor]:
+        end = x.shape[0] * x.shape[2] * x.shape[3]
+        for tile in table.split(TILE):
+            flat = tile.flatten()
+            # Zeros lie outside of the map.
+            yield _read(x, flat.clamp(max=end - 1)).masked_fill((flat == end)[:, None], 0)
+
+
+class Patchwise(_Convolutions):
     """Makes convolutions shrink the patches they run on, and keep zeros outside of the map as dense ones do.
 
     Args:
@@ -152,35 +259,29 @@ class Patchwise(TorchFunctionMode):
         super().__init__()
         self.inside = inside
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Takes over the convolutions."""
-        if func is F.conv2d:
-            return self._convolve(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    def convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+        """(b, C, s, s) to (b, C', s - 2 * r, s - 2 * r), where the convolution sees r sites far."""
         top, left = ((whole - side) // 2 for whole, side in zip(self.inside.shape[2:], x.shape[2:]))
         inside = self.inside[:, :, top : top + x.shape[2], left : left + x.shape[3]]
         return F.conv2d(x * inside, weight, bias, stride, 0, dilation, groups)
 
 
-def as_map(rows: Tensor) -> Tensor:
-    """(n, C) to a view (1, C, n, 1)."""
-    return rows.t()[None, :, :, None]
+def _product(tiles: Iterator[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Tiles of (t * kh * kw, C) neighbours, site by site, to (n, C')."""
+    # (C', kh * kw * C), without a copy where the weight is channels-last.
+    matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+    found = [F.linear(tile.reshape(-1, matrix.shape[1]), matrix, bias) for tile in tiles]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def take(feature: Tensor, sites: Sites) -> Tensor:
-    """(N, C, H, W) to the (n, C) values at the sites, in any memory format."""
-    image, row, column = sites.cells.unbind(1)
-    return feature.permute(0, 2, 3, 1)[image, row, column]
+def _plain(weight: Tensor, stride, padding, dilation, groups: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Kernel and dilation of a convolution that keeps the size of a map."""
+    height, width = weight.shape[2:]
+    rows, columns = _pair(dilation)
+    if groups != 1 or _pair(stride) != (1, 1) or _pair(padding) != (rows * (height // 2), columns * (width // 2)):
+        raise NotImplementedError("sparse queries need convolutions with groups 1 and stride 1 that keep the size")
+    return (height, width), (rows, columns)
 
 
-def reach(layers: nn.Module | list[nn.Module]) -> int:
-    """How far a chain of convolutions sees, in sites."""
-    modules = layers if isinstance(layers, list) else [layers]
-    convs = [conv for module in modules for conv in module.modules() if isinstance(conv, nn.Conv2d)]
-    return sum(max(step * (side // 2) for step, side in zip(conv.dilation, conv.kernel_size)) for conv in convs)
-
-
-def _pair(value) -> tuple[int, ...]:
+def _pair(value) -> tuple[int, int]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.heads.queries import asking, fine_levels
 from trainers.cost import PROPOSALS
 from trainers.speed import Pass
 
@@ -81,12 +82,14 @@ def _scales() -> list[list[Any]]:
 
 
 _GFL = "mmdet::gfl/gfl_r50_fpn_1x_coco.py"
+_RETINA = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
 _ATSS = "mmdet::atss/atss_r50_fpn_1x_coco.py"
 _FASTER = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
 _P3 = {"slimhead.levels": [0], "slimhead.ratio": 0.5}
 _K4 = {"slimhead.levels": [0, 1], "slimhead.ratio": 0.5}
 _DCN = {"dcn.placement": ["cls.0", "cls.1", "reg.0", "reg.1"], "dcn.version": 2}
 _POD = {"pod.mode": "fixed", "pod.scales": _scales()}
+_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0)
 
 CASES: tuple[Case, ...] = (
     Case(name="aa", title="GFL-R50 against itself (A/A)", base=_GFL, alone=dense_head),
@@ -150,5 +153,18 @@ CASES: tuple[Case, ...] = (
         part="box head, 1,000 RoIs",
         alone=box_head,
         sizes_matter=False,
+    ),
+    *(
+        Case(
+            name=f"querydet-{100 * share:g}",
+            title=f"QueryDet at {100 * share:g} % of P2's and P3's sites against all of them, RetinaNet-R50",
+            base=_RETINA,
+            knobs={"querydet.threshold": 0.15},
+            against={"querydet.threshold": 0.0},
+            alone=fine_levels,
+            ready=asking(share),
+            asked=4.0 if share == 0.01 else None,
+        )
+        for share in _SHARES
     ),
 )

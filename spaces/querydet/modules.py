@@ -264,7 +264,7 @@ class QueryHead:
         levels = [Level(index, tuple(x[index].shape[2:]), self.level(index, x[index])[0]) for index in dense]
         outs, logits = self.level(self.start, x[self.start])
         levels.insert(0, Level(self.start, tuple(x[self.start].shape[2:]), outs))
-        queries = self._asks(logits[:, 0])
+        queries = self.asks(logits[:, 0])
         if self.keep:
             self._keep_none(x)
             self._keep(self.start, logits)
@@ -281,13 +281,13 @@ class QueryHead:
             levels.insert(0, Level(index, size, outs, keys))
             if index:
                 queries = torch.zeros_like(masks[0]).flatten()
-                queries[keys.flat] = self._asks(scores[:, 0])
+                queries[keys.flat] = self.asks(scores[:, 0])
                 queries = queries.view_as(masks[0])
                 if self.keep:
                     self._keep(index, scores, keys)
         return levels
 
-    def _asks(self, logits: Tensor) -> Tensor:
+    def asks(self, logits: Tensor) -> Tensor:
         """Which query logits ask for the sites below theirs."""
         return logits.float().sigmoid() > self.threshold
 

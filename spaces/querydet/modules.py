@@ -170,7 +170,7 @@ class QueryHead:
 
     def forward(self, x: tuple[Tensor, ...], *args, **kwargs) -> tuple[list[Tensor], ...]:
         """As the base head's, over the pyramid ``x``."""
-        x = tuple(whole(feature) for feature in x)
+        x = whole(x)
         outs = super().forward(x, *args, **kwargs)
         if self.collected is not None:
             self._collect(x)

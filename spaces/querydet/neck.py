@@ -52,11 +52,13 @@ class LaterMap:
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         """Lets torch's functions have the tensor."""
-        return func(*(whole(arg) for arg in args), **{key: whole(value) for key, value in (kwargs or {}).items()})
+        return func(*whole(args), **{key: whole(value) for key, value in (kwargs or {}).items()})
 
 
 def whole(feature: Any) -> Any:
-    """The tensor that a ``LaterMap`` stands for; anything else as it is."""
+    """The tensor that a ``LaterMap`` stands for, also in lists and tuples; anything else as it is."""
+    if isinstance(feature, (list, tuple)):
+        return type(feature)(whole(part) for part in feature)
     return feature.whole() if isinstance(feature, LaterMap) else feature
 
 

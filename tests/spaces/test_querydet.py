@@ -26,10 +26,11 @@ from spaces.base import dense_part, facts
 from spaces.errors import UserError
 from spaces.querydet import modules, sparse
 from spaces.querydet.modules import query_target
+from spaces.querydet.neck import LaterMap, QueryFPN
 from spaces.querydet.patch import patch
 from spaces.querydet.sparse import At, Masked, Sites, Submanifold, as_map, as_rows, find_sites, key_mask, spread, take
 from spaces.space import Design, Space, build_space
-from trainers.cost import count
+from trainers.cost import count, count_predict
 
 MMLogger.get_instance("tests", log_level="ERROR")
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
@@ -914,3 +915,225 @@ def test_mobilenet_trains_a_step() -> None:
     assert F.relu(x[0]).isfinite().all()
     with torch.no_grad():
         assert len(model(images, given, mode="predict")) == 2
+
+
+# The neck
+
+
+def detector_of(size: int = 8, **knobs: Any) -> tuple[Any, Any]:
+    """A small detector whose neck puts its finest outputs off, and one with mmdet's neck and the same weights."""
+    config = small_config("RetinaHead")
+    config["backbone"] = {"type": "MobileNetV2", "out_indices": (1, 2, 4, 6), "norm_cfg": {"type": "BN"}}
+    config["neck"].update(in_channels=[24, 32, 96, 320], out_channels=size, norm_cfg={"type": "BN"})
+    patched = patching.apply(config, design_of(config, **knobs))
+    torch.manual_seed(0)
+    model = MODELS.build(ConfigDict(patched)).eval()
+    for parameter in model.neck.parameters():
+        parameter.data.normal_(std=0.3)
+    for name, buffer in model.neck.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 2)
+    for parameter in model.bbox_head.parameters():
+        parameter.data.normal_(std=1.4 / math.sqrt(parameter[0].numel()) if parameter.dim() == 4 else 0.3)
+    patched["neck"] = {key: value for key, value in patched["neck"].items() if key != "later"} | {"type": "FPN"}
+    plain = MODELS.build(ConfigDict(patched)).eval()
+    plain.load_state_dict(model.state_dict())
+    return model, plain
+
+
+@pytest.mark.parametrize("start", ["P4", "P7"])
+@pytest.mark.parametrize("share", [0.05, 0.6])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_outputs_of_the_neck_at_sites_are_those_of_the_whole_map(
+    start: str, share: float, memory: torch.memory_format
+) -> None:
+    model, plain = (part.to(memory_format=memory) for part in detector_of(start=start))
+    assert type(model.neck) is QueryFPN and type(plain.neck).__name__ == "FPN"
+    images = torch.randn(2, 3, 96, 160).to(memory_format=memory)
+    given = samples(2, (96, 160))
+    with torch.no_grad():
+        x, expected = model.extract_feat(images), plain.extract_feat(images)
+        # P5 is the last that a map of the backbone makes; the levels above it are made from it.
+        assert [isinstance(part, LaterMap) for part in x] == [
+            index < min(model.bbox_head.start, 3) for index in range(6)
+        ]
+        threshold = balanced(plain.bbox_head, expected, share)
+        model.bbox_head.threshold = plain.bbox_head.threshold = threshold
+        found = {level.index: level for level in model.bbox_head.cascade(x)}
+        for level in plain.bbox_head.cascade(expected):
+            other = found.pop(level.index)
+            assert (level.keys is None) == (other.keys is None)
+            assert level.keys is None or torch.equal(level.keys.flat, other.keys.flat)
+            for one, two in zip(level.outs, other.outs, strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+        assert not found
+        for one, two in zip(model.predict(images, given), plain.predict(images, given), strict=True):
+            same(one.pred_instances, two.pred_instances)
+            assert len(one.pred_instances)
+
+
+def test_a_map_put_off_behaves_as_the_tensor() -> None:
+    """For whoever has the pyramid for something else than the cascade."""
+    model, plain = detector_of()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        x, expected = model.extract_feat(images), plain.extract_feat(images)
+        for part, tensor in zip(x, expected, strict=True):
+            assert part.shape == tensor.shape and part.dtype == tensor.dtype and part.device == tensor.device
+            assert len(part) == 1
+        assert torch.equal(F.relu(x[0]), F.relu(expected[0]))
+        assert torch.equal(x[1].mean((2, 3)), expected[1].mean((2, 3)))
+        assert torch.equal(torch.cat([x[0], expected[0]]), torch.cat([expected[0]] * 2))
+        for ours, theirs in zip(model.bbox_head(x), plain.bbox_head(expected), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+        again = copy.deepcopy(model).extract_feat(images)
+        for method in ("crop", "full"):
+            threshold = balanced(plain.bbox_head, expected)
+            one, two = (
+                cascade(each.bbox_head, maps, method=method, threshold=threshold)
+                for each, maps in ((model, again), (plain, expected))
+            )
+            for index in (0, 1):
+                assert all(torch.equal(*pair) for pair in zip(one[index].outs, two[index].outs, strict=True))
+
+
+def test_training_has_mmdets_neck() -> None:
+    model, plain = detector_of()
+    images = torch.randn(2, 3, 64, 96)
+    assert all(isinstance(part, Tensor) for part in model.extract_feat(images))
+    losses = [each.train()(images, samples(2, (64, 96), BOXES), mode="loss") for each in (model, plain)]
+    for key, value in losses[0].items():
+        for one, other in zip(aslist(value), aslist(losses[1][key]), strict=True):
+            assert torch.equal(one, other)
+    sum(part.sum() for value in losses[0].values() for part in aslist(value)).backward()
+    assert all(parameter.grad is not None for parameter in model.neck.parameters())
+
+
+def test_what_is_put_off_is_not_computed() -> None:
+    """Of the neck's output convolutions on P2 and P3 only the asked sites are counted, and as the neck's."""
+    model, _ = detector_of(threshold=0.5)
+    size = (96, 160)
+    images = torch.randn(1, 3, *size)
+    model.bbox_head.query_pred.weight.data.zero_()
+    macs = {}
+    for name, bias in (("none", -5.0), ("all", 5.0)):
+        model.bbox_head.query_pred.bias.data.fill_(bias)
+        macs[name] = count_predict(model, [(images, samples(1, size))])
+    rest = {name: round(1e9 * (cost["gmacs"] - cost["head_gmacs"])) for name, cost in macs.items()}
+    sites = (96 // 4) * (160 // 4) + (96 // 8) * (160 // 8)
+    assert rest["all"] - rest["none"] == sites * 9 * 8 * 8
+    # Counted on no image, the neck is dense.
+    whole_ = count(model, size)
+    assert whole_.macs_parts["backbone"] + whole_.macs_parts["neck"] == rest["all"]
+    assert sum(whole_.macs_levels.values()) == whole_.macs_parts["head"]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "changes", "expected"),
+    [
+        ({}, {}, "QueryFPN"),
+        ({"start": "P3"}, {}, "QueryFPN"),
+        ({"method": "full"}, {}, "FPN"),
+        ({"method": "crop"}, {}, "FPN"),
+        ({"threshold": 0.0}, {}, "FPN"),
+        ({}, {"type": "mmdet.FPN"}, "mmdet.QueryFPN"),
+        ({}, {"norm_cfg": {"type": "GN", "num_groups": 32}}, "FPN"),
+        ({"p2": False}, {"type": "PAFPN"}, "PAFPN"),
+    ],
+)
+def test_necks(knobs: dict[str, Any], changes: dict[str, Any], expected: str) -> None:
+    config = model_config("RetinaHead")
+    config["neck"].update(changes)
+    neck = patching.apply(config, design_of(config, **knobs))["neck"]
+    assert neck["type"] == expected
+    assert neck.get("later") == ({"P3": 1}.get(knobs.get("start"), 2) if "Query" in expected else None)
+
+
+def test_a_two_stage_detector_keeps_its_neck() -> None:
+    config = model_config("RPNHead")
+    assert patching.apply(config, design_of(config))["neck"]["type"] == "FPN"
+
+
+# Falling back to dense maps
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("images", [1, 3])
+def test_dense_where_most_sites_are_active(kind: str, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level with many sites runs on masked maps, with its sparse form's results, and leaves the pyramid alone."""
+    head = head_of(kind)
+    x = features(head, images=images)
+    before = [part.clone() for part in x]
+    used: list[tuple[str, bool]] = []
+    usual = modules.DENSE_SHARE
+    for name in ("Masked", "Submanifold"):
+        mode = getattr(modules, name)
+        monkeypatch.setattr(
+            modules,
+            name,
+            lambda *args, mode=mode, name=name, **kwargs: (
+                used.append((name, kwargs.get("gathered", True))) or mode(*args, **kwargs)
+            ),
+        )
+    for share in (0.02, 0.3, 0.9):
+        threshold = balanced(head, x, share)
+        outs = {}
+        for limit in (0.0, usual, 1.0):
+            monkeypatch.setattr(modules, "DENSE_SHARE", limit)
+            outs[limit] = cascade(head, x, threshold=threshold, method="sparse")
+        rows = outs.pop(1.0)
+        for found in outs.values():
+            assert set(found) == set(rows)
+            for index, level in rows.items():
+                assert level.keys is None or cells(found[index]) == cells(level)
+                for one, other in zip(level.outs, found[index].outs, strict=True):
+                    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert {("Masked", True), ("Masked", False), ("Submanifold", True)} == set(used)
+    assert all(torch.equal(*pair) for pair in zip(x, before, strict=True))
+
+
+def test_when_it_falls_back() -> None:
+    """At the stated share of active sites, counted with their context."""
+    head = head_of("RetinaHead")
+    x = features(head, (160, 224))
+    height, width = x[0].shape[2:]
+    for rows, dense in ((int(0.75 * height), False), (int(0.75 * height) + 1, True)):
+        mask = torch.zeros(1, height, width, dtype=torch.bool)
+        mask[:, :rows] = True
+        keys, sites = find_sites(mask & (torch.arange(width) == 0), mask)
+        assert (sites.share > modules.DENSE_SHARE) == dense
+        with torch.no_grad(), _Widths() as widths:
+            head._sparse(0, x[0], mask, keys, sites)
+        assert (widths.found == {width}) == dense
+
+
+class _Widths(torch.overrides.TorchFunctionMode):
+    """Notes the widths of the maps that convolutions get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.conv2d:
+            self.found.add(args[0].shape[3])
+        return func(*args, **(kwargs or {}))
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_priors_of_chosen_sites(kind: str, dtype: torch.dtype) -> None:
+    """Those of the grid, bit for bit, in the order of the keys."""
+    head = head_of(kind)
+    x = features(head, images=2)
+    size = tuple(x[0].shape[2:])
+    mask = torch.rand(2, *size, generator=torch.Generator().manual_seed(0)) < 0.3
+    (keys,) = find_sites(mask)
+    outs = (torch.zeros(len(keys), 1, dtype=dtype),)
+    grid = head._priors(modules.Level(0, size, (torch.zeros(2, 1, *size, dtype=dtype),)))
+    found = head._priors(modules.Level(0, size, outs, keys)).unflatten(0, (len(keys), -1))
+    expected = grid.unflatten(0, (*size, -1))[keys.cells[:, 1], keys.cells[:, 2]]
+    assert found.dtype == dtype and torch.equal(found, expected)

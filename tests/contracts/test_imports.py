@@ -19,6 +19,7 @@ MODULES = (
     "spaces/*/modules.py",
     "spaces/*/backbones.py",
     "spaces/*/detectors.py",
+    "spaces/*/neck.py",
     "spaces/*/sparse.py",
     "spaces/*/sampling.py",
 )

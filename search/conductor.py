@@ -369,9 +369,11 @@ class Conductor:
         broken = [str(item) for item in self._constraints if (item.excess(figures) or 0) > 0]
         if index == 0:
             # What was counted before training was for every position of every level.
-            self.store.update(number, metrics, rest, seconds)
+            self.store.update(number, metrics, {key: value for key, value in rest.items() if key != "time"}, seconds)
         self.store.add_point(number, SweepPoint(index, knobs, metrics, broken))
-        self.store.update(number, {}, {}, seconds)
+        # Where its time goes is each setting's own, while the rest is the training's.
+        own = {f"time.{index}": rest["time"]} if "time" in rest else {}
+        self.store.update(number, {}, own, seconds)
         self._tell(self.store.record(number))
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ from trainers.weights import copy_matching, read_weights, weights_only
 
 __all__ = ["build_model", "follow", "train"]
 
+# Images of the validation split that the time of a setting of the inference knobs is mapped on.
+_MAPPED = 4
 _VERSIONS = ("torch", "onedl-mmdetection", "onedl-mmcv", "onedl-mmengine", "mmdet", "mmcv", "mmengine", "pycocotools")
 
 
@@ -358,7 +361,7 @@ class _Trial:
         self._report("counted", 0, counted.to_metrics(), attrs)
 
     def _time(self, model: Any, base: Any) -> None:
-        from trainers import foreign, speed
+        from trainers import foreign, speed, timemap
 
         asked = self._request.speed
         assert asked is not None
@@ -378,6 +381,16 @@ class _Trial:
             lease=asked.lease,
             watch=watch,
         )
+        spent = timemap.note(
+            model,
+            lambda prepared, device: speed.detector_pass(
+                prepared,
+                speed.placed(speed.make_inputs(asked.size, asked.batch), device),
+                postprocess=asked.postprocess,
+            ),
+            device=asked.device,
+            lease=asked.lease,
+        )
         model.to(self._request.device).load_state_dict(start)
         self._untrained = {}
         ratios = {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
@@ -394,6 +407,7 @@ class _Trial:
             measured_ms=latency.candidate_ms,
         )
         attrs = {"speed_device": device_name(asked.device), "speed_threads": self._request.threads, **watch.attrs}
+        attrs |= spent
         self._report("timed", 0, metrics, attrs)
 
     def _train(self, config: Config, model: Any, resume: Mapping[str, Any] | None, mark: str, facts: DataFacts) -> None:
@@ -440,7 +454,7 @@ class _Trial:
         """Measures each setting of the inference knobs on the trained weights."""
         import torch
 
-        from trainers import cost, foreign, speed, sweep
+        from trainers import cost, foreign, speed, sweep, timemap
 
         request, asked = self._request, self._request.sweep
         if asked is None or not asked.settings:
@@ -488,6 +502,12 @@ class _Trial:
             metrics |= {"latency_pairs": float(latency.pairs), "measured_ms": latency.candidate_ms}
             metrics |= cost.count_predict(model, images)
             attrs = {"index": index, "images": len(images), "reference_trained": trained is not None, **watch.attrs}
+            attrs |= timemap.note(
+                model,
+                functools.partial(speed.images_pass, images=images[:_MAPPED]),
+                device=asked.speed.device,
+                lease=asked.speed.lease,
+            )
             self._report("swept", request.epochs, {**accuracy, **metrics}, attrs)
         if asked.speed is not None:
             _in_lane(request, "speed")

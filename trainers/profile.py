@@ -117,9 +117,7 @@ def _where_time_goes(models: Sequence[Any], inputs: Tensor, device: str, rounds:
         ``sum_ms`` of the parts, ``whole_ms`` of a pass without the hooks that cut it, their ``overhead`` (a ratio) and
         ``passes``.
     """
-    inputs = inputs.to(device)
-    if device == "cpu":
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    inputs = speed.placed(inputs, device)
     prepared = [speed.prepare(model, device) for model in models]
     passes = [(model, speed.detector_pass(model, inputs, postprocess=True)) for model in prepared]
     ours, *others = timemap.map_time(passes, device=device, rounds=rounds)

@@ -85,9 +85,7 @@ def measure(
     Raises:
         MachineUnfit: One does.
     """
-    inputs = inputs.to(device)
-    if device == "cpu":
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    inputs = placed(inputs, device)
     passes = [detector_pass(prepare(model, device), inputs, postprocess=postprocess) for model in (candidate, baseline)]
     with exclusive(lease), watch or nullcontext(), torch.inference_mode():
         for one in passes * warm_up:
@@ -132,9 +130,7 @@ def measure_on_images(
     prepared = [prepare(model, device) for model in (candidate, baseline)]
     passes = []
     for inputs, samples in images:
-        inputs = inputs.to(device)
-        if device == "cpu":
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = placed(inputs, device)
         passes.append([_predict(model, inputs, samples) for model in prepared])
     clock = _cuda_ms if device == "cuda" else _wall_ms
     times: list[list[tuple[float, float]]] = [[] for _ in passes]
@@ -212,6 +208,24 @@ def make_inputs(size: tuple[int, int], batch: int, seed: int = 0) -> Tensor:
         seed: Of the images.
     """
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def placed(inputs: Tensor, device: str) -> Tensor:
+    """Puts (batch, 3, height, width) images where and how a prepared detector is given them."""
+    inputs = inputs.to(device)
+    return inputs.contiguous(memory_format=torch.channels_last) if device == "cpu" else inputs
+
+
+def images_pass(model: Any, device: str, images: Sequence[tuple[Tensor, list[Any]]]) -> Pass:
+    """Makes the function that finds the boxes of batches of normalised images, one batch after the other.
+
+    Args:
+        model: A prepared mmdet detector.
+        device: ``cpu`` or ``cuda``.
+        images: Batches with their data samples.
+    """
+    passes = [_predict(model, placed(inputs, device), samples) for inputs, samples in images]
+    return lambda: [one() for one in passes]
 
 
 def prepare(model: nn.Module, device: str) -> nn.Module:

@@ -14,6 +14,7 @@ from analysis.explain.parallel import parallel_figure
 from analysis.explain.shares import shares_figure, surface_figure
 from analysis.explain.sizes import sizes_figure
 from analysis.explain.slices import slices_figure
+from analysis.explain.times import times_figure
 
 __all__ = [
     "Drawn",
@@ -27,4 +28,5 @@ __all__ = [
     "sizes_figure",
     "slices_figure",
     "surface_figure",
+    "times_figure",
 ]

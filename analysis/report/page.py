@@ -99,6 +99,7 @@ def report_html(
         ],
         sizes=panels.add(explain.sizes_figure(told, objectives)),
         costs=panels.add(explain.costs_figure(told, objectives)),
+        times=panels.add(explain.times_figure(told, objectives)),
         costs_unknown=bool(found.front) and not any(explain.costs.macs_of(member) for member in found.front),
         curves=panels.add(explain.curves_figure(found.trials, objectives, context.rungs)),
         ended=ended(found),

@@ -117,9 +117,7 @@ def measure(
     notes = case.ready(*models) if case.ready else {}
     prepared = [speed.prepare(model, device) for model in models]
     del models
-    inputs = speed.make_inputs(job.size or (320, 320), job.batch, seed).to(device)
-    if device == "cpu":
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    inputs = speed.placed(speed.make_inputs(job.size or (320, 320), job.batch, seed), device)
     with torch.no_grad():
         if job.part == "whole":
             passes = [speed.detector_pass(model, inputs, postprocess=True) for model in prepared]

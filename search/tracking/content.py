@@ -26,6 +26,8 @@ _STATUS = {
     TrialState.FAILED: "FAILED",
 }
 _LONGEST = 5000  # of a tag or a parameter, below MLflow's 8,000 and 6,000
+# Attributes that have pictures of their own.
+_TOO_LONG = ("scales", "confirmed", "time")
 # Of a network that was learned, and of what it was settled into before further training.
 _LEARNED = ("learned_", "decomposed_", "learning_")
 
@@ -97,7 +99,7 @@ def content_of(record: TrialRecord) -> Content:
     if record.folder:
         tags["headway.folder"] = record.folder
     # The scales have an artifact of their own, and would crowd out all else; what is confirmed has metrics.
-    attrs = {name: value for name, value in record.attrs.items() if name not in ("scales", "confirmed")}
+    attrs = {name: value for name, value in record.attrs.items() if name.partition(".")[0] not in _TOO_LONG}
     if record.confirmed:
         tags["headway.confirmed"] = ", ".join(confirmation(record))[:_LONGEST]
     if attrs:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from analysis import explain, pareto
+from analysis.explain import times
 from analysis.explain.dress import thin
 from analysis.explain.settings import LACKS, Ruler, brief, setting, varying
 from analysis.importance import Importance
@@ -103,6 +104,47 @@ def test_costs_that_were_not_recorded() -> None:
     drawn = explain.costs_figure(some, TWO)
     assert drawn is not None
     assert drawn.note == "Of 1 front members the breakdown was not recorded."
+
+
+def spent(towers: float) -> dict[str, Any]:
+    rows = [
+        ("backbone", None, 0.5),
+        ("towers", "P3", towers),
+        ("towers", "P4", 0.1),
+        ("head", "P3", 0.1),
+        ("projections", None, 0.05),
+        ("nms", None, 0.25 - towers),
+    ]
+    return {"parts": [{"part": part, "level": level, "share": share} for part, level, share in rows]}
+
+
+def test_times_are_shares_of_the_latency() -> None:
+    records = [replace(one, attrs={**one.attrs, "time": spent(0.2)}) for one in small()]
+    # Trained otherwise, computed alike: trial 2 took its latency from trial 1.
+    bare = {key: value for key, value in records[2].attrs.items() if key != "time"}
+    records[2] = replace(records[2], attrs={**bare, "speed_from": 1})
+    records[3] = replace(records[3], attrs={key: value for key, value in records[3].attrs.items() if key != "time"})
+    drawn = explain.times_figure(records, TWO)
+    assert drawn is not None
+    assert [name.split(" ")[0] for name in drawn.figure.data[0].y] == [f"<b>{label}</b>" for label in "012"]
+    bars = {trace.name: list(trace.x) for trace in drawn.figure.data}
+    assert bars["backbone"] == pytest.approx([20, 14, 18])  # half of 40 ms times the ratio
+    assert bars["towers"] == pytest.approx([12, 8.4, 10.8])
+    assert bars["P3"] == pytest.approx([12, 8.4, 10.8]) and bars["P4"] == pytest.approx([4, 2.8, 3.6])
+    assert bars["several"] == pytest.approx([2, 1.4, 1.8])
+    assert {"rest of the head", "projections", "nms"} <= set(bars)
+    assert drawn.note.endswith("Of 1 front members the breakdown was not recorded.")
+
+
+def test_each_setting_of_a_sweep_has_its_own_time() -> None:
+    record = replace(small()[2], attrs={"time": spent(0.2), "time.0": spent(0.1), "time.2": spent(0.15)})
+    assert times.time_of(record, {}) == spent(0.1)
+    assert times.time_of(replace(record, point=2), {}) == spent(0.15)
+    assert times.time_of(replace(record, point=1), {}) is None
+
+
+def test_times_that_were_not_recorded() -> None:
+    assert explain.times_figure(small(), TWO) is None
 
 
 def test_sizes_leave_out_what_has_no_object() -> None:

@@ -67,6 +67,14 @@ def test_the_story_of_a_small_study() -> None:
     assert "Traceback: NaN" in told
 
 
+def test_where_the_time_goes_stands_beside_the_multiply_adds() -> None:
+    told = text(page(small()))
+    assert "Where the multiply-adds go" in told and "Where the time goes" not in told
+    spent = {"parts": [{"part": "backbone", "level": None, "share": 1.0}]}
+    told = text(page([replace(one, attrs={**one.attrs, "time": spent}) for one in small()]))
+    assert told.index("Where the multiply-adds go") < told.index("Where the time goes")
+
+
 def test_hypervolume_is_told_with_its_unit() -> None:
     # (80 - 28) * 0.30 + (80 - 36) * 0.12 + (80 - 39.6) * 0.03 = 22.09 ms; the baseline alone: 40 * 0.40.
     assert "up to AP 0.0 % and latency 80.0 ms is 22.09, that is 1.381 times the 16 of the baseline alone." in text(

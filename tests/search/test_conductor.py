@@ -547,7 +547,8 @@ def sweeping_space(on_images=True):
 
 def sweep(play, number, index, accuracy, ratio):
     metrics = {"bbox_mAP": accuracy, "latency_ratio": ratio, "gmacs": 10 * ratio}
-    report = TrialReport(phase="swept", epoch=4, metrics=metrics, attrs={"index": index, "images": 16})
+    attrs = {"index": index, "images": 16, "time": {"passes": index + 1}}
+    report = TrialReport(phase="swept", epoch=4, metrics=metrics, attrs=attrs)
     return play.conductor.report(number, report)
 
 
@@ -581,6 +582,8 @@ def test_one_training_gives_a_point_for_each_setting(tmp_path):
     # The trial's own figures are those of its own setting, measured on images.
     assert (record.metrics["bbox_mAP"], record.metrics["latency_ratio"], record.metrics["gmacs"]) == (0.40, 0.5, 5.0)
     assert [item.label for item in spread([record])] == ["1", "1.1", "1.2"]
+    assert [record.attrs[f"time.{index}"]["passes"] for index in (0, 1, 2)] == [1, 2, 3]
+    assert record.attrs["images"] == 16 and "time" not in record.attrs
     # Another design of the same network has other weights, so nothing is shared.
     assert play.next().sweep is not None
 

@@ -94,6 +94,9 @@ def test_reports_are_complete_and_ordered(request_: TrialRequest) -> None:
     assert timed.metrics["latency_ratio"] == timed.metrics["latency_ratio_q1"] == 1.0
     assert timed.metrics["aa_ratio_q1"] <= timed.metrics["aa_ratio"] <= timed.metrics["aa_ratio_q3"]
     assert timed.metrics["reference_ms"] > 0 and timed.metrics["latency_pairs"] == 2
+    spent = timed.attrs["time"]["parts"]
+    assert sum(row["share"] for row in spent) == pytest.approx(1, abs=1e-3)
+    assert {"backbone", "neck", "towers", "projections", "decoding"} <= {row["part"] for row in spent}
     for report in (first, second):
         assert {"bbox_mAP", "loss", "loss_cls", "lr", "train_seconds", "val_seconds"} <= report.metrics.keys()
         assert report.metrics["peak_memory_mb"] > 100

@@ -80,6 +80,7 @@ def test_each_setting_is_reported_between_the_last_epoch_and_the_end(trained: An
     for report in settings:
         assert report.attrs["images"] == 3
         assert not report.attrs["reference_trained"]
+        assert sum(row["share"] for row in report.attrs["time"]["parts"]) == pytest.approx(1, abs=1e-3)
         assert report.metrics["latency_ratio"] > 0
         assert report.metrics["latency_ratio_q1"] <= report.metrics["latency_ratio_q3"]
     # The setting that training validated with gives the same accuracy again.

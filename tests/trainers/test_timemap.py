@@ -113,6 +113,24 @@ def test_time_is_put_down_to_the_span_that_runs(monkeypatch: pytest.MonkeyPatch)
     assert (round(found.sum_ms, 6), round(found.whole_ms, 6), round(found.overhead, 6)) == (8.0, 8.0, 1.0)
 
 
+def test_a_trial_keeps_shares_or_why_there_are_none() -> None:
+    model = built("headway::gfl_nano")
+    found = timemap.note(
+        model,
+        lambda prepared, device: speed.detector_pass(prepared, speed.make_inputs(SIZE, 1), postprocess=False),
+        device="cpu",
+        lease=None,
+    )["time"]
+    assert found["passes"] == 2 and "decoding" not in {row["part"] for row in found["parts"]}
+    assert {row["level"] for row in found["parts"] if row["part"] == "towers"} == set(count(model, SIZE).macs_levels)
+
+    def broken(prepared: Any, device: str) -> Any:
+        return lambda: prepared.bbox_head.nothing
+
+    told = timemap.note(model, broken, device="cpu", lease=None)
+    assert "nothing" in told["time_note"] and "time" not in told
+
+
 def test_a_profile_compares_by_part_and_level(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmengine.config import Config
 

@@ -7,7 +7,7 @@ number.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmcv.ops import deform_conv2d, modulated_deform_conv2d
@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 Pair = tuple[int, int]
+# On one axis, of the whole places before and after a place: their factors, and themselves.
+Around = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # Sites sampled at a time. With fewer the product is slower; with more the samples leave the cache.
 _SITES = 2016
@@ -62,130 +64,105 @@ def deformable_conv2d(
     if x.device.type != "cpu" or groups * deform_groups > 1 or torch.onnx.is_in_onnx_export():
         return _by_mmcv(x, offset, mask, weight, bias, *settings, groups, deform_groups)
     # The offset decides, as with mmcv: autocast lets it out of its convolution in half precision.
-    same = (value if value is None else value.to(offset.dtype) for value in (x, offset, mask, weight, bias))
-    out: Tensor = _Sampled.apply(*same, *settings)
+    x, weight = x.to(offset.dtype), weight.to(offset.dtype)
+    places = Offsets(x, tuple(weight.shape[2:]), *settings)
+    given = []
+    for name, value, each in (("offset", offset, 2), ("mask", mask, 1)):
+        wanted = (len(x), each * places.taps, *places.size)
+        if value is not None and value.shape != wanted:
+            raise ValueError(f"{name}: must be of shape {wanted}, but is of {tuple(value.shape)}.")
+        given.append(None if value is None else _last(value).flatten(0, 1))
+    return sampled_conv2d(places, x, weight, None if bias is None else bias.to(x.dtype), *given)
+
+
+def sampled_conv2d(places: "Places", x: Tensor, weight: Tensor, bias: Tensor | None, *given: Tensor | None) -> Tensor:
+    """Convolves, on a CPU, what is read at ``places``.
+
+    Args:
+        places: Where it is read.
+        x: (N, C, H, W).
+        weight: (C', C, kernel rows, kernel columns), of the type of ``x``.
+        bias: (C',), likewise.
+        *given: What the places depend on; has gradients as well.
+
+    Returns:
+        (N, C', H', W'), in the memory format of ``x``.
+    """
+    out: Tensor = _Sampled.apply(places, x, weight, bias, *given)
     return out
 
 
-class _Sampled(Function):
-    """Computes tile by tile; backward samples again, so that samples are never kept."""
-
-    @staticmethod
-    def forward(ctx, x, offset, mask, weight, bias, stride, padding, dilation):
-        """As ``deformable_conv2d``, with tensors of one type."""
-        ctx.save_for_backward(x, offset, mask, weight)
-        ctx.settings = (tuple(weight.shape[2:]), stride, padding, dilation)
-        sites = _Sites(x, offset, mask, *ctx.settings)
-        kernel = _by_tap(weight).permute(0, 2, 1)[:, :, None]
-        out = x.new_empty(*sites.shape, len(weight))
-        with torch.autocast("cpu", enabled=False):
-            for tile in sites.tiles():
-                samples = _read(sites.table, *sites.corners(*sites.given(tile), tile))
-                samples = samples.unflatten(0, (1, len(out[tile]), -1)).permute(0, 3, 1, 2)
-                out[tile] = F.conv2d(samples, kernel, bias, (1, sites.taps))[0].permute(1, 2, 0)
-        return _as_map(out.view(*_last(offset).shape[:3], len(weight)), x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        """Gives the gradients of ``forward``'s arguments."""
-        kind = ctx.saved_tensors[0].dtype
-        exact = torch.promote_types(kind, torch.float32)
-        x, offset, mask, weight = (value if value is None else value.to(exact) for value in ctx.saved_tensors)
-        sites = _Sites(x, offset, mask, *ctx.settings)
-        rows = _last(gradient.to(exact).contiguous(memory_format=torch.channels_last))
-        rows = rows.reshape(*sites.shape, len(weight))
-        taps = _by_tap(weight).flatten(1)
-        to_x, to_offset, to_mask, to_weight, to_bias = ctx.needs_input_grad[:5]
-        of_table, of_taps = torch.zeros_like(sites.table), torch.zeros_like(taps)
-        of_offset = torch.empty(sites.offset.shape, dtype=exact)
-        of_mask = None if mask is None else torch.empty(sites.mask.shape, dtype=exact)
-        with torch.autocast("cpu", enabled=False):
-            for tile in sites.tiles():
-                arriving = rows[tile].flatten(0, 1)
-                of_samples = (arriving @ taps).view(-1, x.shape[1])
-                with torch.set_grad_enabled(to_offset or to_mask):
-                    given = [value if value is None else value.detach().requires_grad_() for value in sites.given(tile)]
-                    index, factor = sites.corners(*given, tile)
-                    samples = _read(sites.table, index, factor)
-                if to_offset or to_mask:
-                    leaves = [value for value in given if value is not None]
-                    of_offset[tile], *rest = torch.autograd.grad(samples, leaves, of_samples)
-                    if rest:
-                        of_mask[tile] = rest[0]
-                if to_x:
-                    _add_back(of_table, index, factor.detach(), of_samples)
-                if to_weight:
-                    of_taps.addmm_(arriving.t(), samples.detach().view(len(arriving), -1))
-        of_weight = of_taps.unflatten(1, (sites.taps, -1)).permute(0, 2, 1).reshape(weight.shape)
-        found = (
-            _as_map(of_table.view(_last(x).shape), x) if to_x else None,
-            of_offset.view(_last(offset).shape).permute(0, 3, 1, 2) if to_offset else None,
-            of_mask.view(_last(mask).shape).permute(0, 3, 1, 2) if to_mask else None,
-            of_weight if to_weight else None,
-            rows.sum((0, 1)) if to_bias else None,
-        )
-        return *(value if value is None else value.to(kind) for value in found), None, None, None
-
-
-class _Sites:
-    """The sites of all images as rows of one tall map, and where they read.
+class Places:
+    """Where the taps of all sites read, the rows of all images' sites being the rows of one tall map.
 
     Attributes:
-        table: (N * H * W, C), the map's places.
-        offset: (rows, columns, taps, 2), the rows being those of all images.
-        mask: (rows, columns, taps), or ``None``.
-        shape: Rows and columns.
+        sides: H and W of the map.
+        size: H' and W' of the sites.
         taps: Of a site.
+        image: (N * H',), the image of each row.
+        top: (N * H', 1, taps), where taps stand without an offset; in single precision, like ``left``.
+        left: (W', taps).
     """
 
-    def __init__(self, x, offset, mask, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
-        images, channels, *self._sides = x.shape
+    def __init__(self, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
+        images, _, *self.sides = x.shape
+        axes = zip(self.sides, kernel, stride, padding, dilation, strict=True)
+        rows, columns = ((side + 2 * pad - wide * (size - 1) - 1) // step + 1 for side, size, step, pad, wide in axes)
+        self.size = rows, columns
         self.taps = math.prod(kernel)
-        settings = zip(self._sides, kernel, stride, padding, dilation, strict=True)
-        rows, columns = (
-            (side + 2 * pad - wide * (size - 1) - 1) // step + 1 for side, size, step, pad, wide in settings
-        )
-        for name, value, each in (("offset", offset, 2), ("mask", mask, 1)):
-            wanted = (images, each * self.taps, rows, columns)
-            if value is not None and value.shape != wanted:
-                raise ValueError(f"{name}: must be of shape {wanted}, but is of {tuple(value.shape)}.")
-        self.shape = (images * rows, columns)
-        self.table = _last(x.contiguous(memory_format=torch.channels_last)).reshape(
-            images * math.prod(self._sides), channels
-        )
-        self.offset = _last(offset).reshape(*self.shape, self.taps, 2)
-        self.mask = None if mask is None else _last(mask).reshape(*self.shape, self.taps)
-        # Where taps stand without an offset, in their own image; in single precision at least.
+        self.image = torch.arange(images).repeat_interleave(rows)
         tap = torch.arange(self.taps)
         down, right = tap // kernel[1] * dilation[0] - padding[0], tap % kernel[1] * dilation[1] - padding[1]
-        self._top = (torch.arange(rows)[:, None, None] * stride[0] + down).float().repeat(images, 1, 1)
-        self._left = (torch.arange(columns)[:, None] * stride[1] + right).float()
-        self._first = (torch.arange(images) * math.prod(self._sides)).int().repeat_interleave(rows)[:, None, None]
+        self.top = (torch.arange(rows)[:, None, None] * stride[0] + down).float().repeat(images, 1, 1)
+        self.left = (torch.arange(columns)[:, None] * stride[1] + right).float()
 
     def tiles(self) -> Iterator[slice]:
         """Gives runs of rows."""
-        rows, columns = self.shape
-        step = max(1, _SITES // columns)
+        rows, step = len(self.top), max(1, _SITES // self.size[1])
         return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
-    def given(self, tile: slice) -> tuple[Tensor, Tensor | None]:
-        """Gives the offsets (rows, columns, taps, 2) and the masks (rows, columns, taps) of a run of rows."""
-        return self.offset[tile], None if self.mask is None else self.mask[tile]
+    def part(self, given: Tensor, tile: slice) -> Tensor:
+        """Gives the part of what is given, or of its gradient, that the rows of ``tile`` depend on."""
+        raise NotImplementedError
 
-    def corners(self, offset: Tensor, mask: Tensor | None, tile: slice) -> tuple[Tensor, Tensor]:
-        """Gives the rows of the table that each tap of a run of rows reads, (taps, 4), and their factors."""
-        (upper, lower), (top, bottom) = _between(offset[..., 0] + self._top[tile], self._sides[0])
-        (before, after), (left, right) = _between(offset[..., 1] + self._left, self._sides[1])
-        if mask is not None:
-            upper, lower = upper * mask, lower * mask
-        top, bottom = (row * self._sides[1] + self._first[tile] for row in (top, bottom))
-        index = torch.stack((top + left, top + right, bottom + left, bottom + right), -1)
+    def corners(self, tile: slice, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gives the rows of the table (N * H * W, C) that the taps of ``tile`` read, (taps, 4), and their factors.
+
+        Args:
+            tile: Rows of sites.
+            *given: The parts for them.
+        """
+        raise NotImplementedError
+
+    def joined(self, tile: slice, rows: Around, columns: Around) -> tuple[Tensor, Tensor]:
+        """Joins what the taps of ``tile`` read on either axis, (rows, columns, taps) or broadcast to it."""
+        (upper, lower), (above, below) = rows
+        (before, after), (left, right) = columns
+        first = (self.image[tile] * math.prod(self.sides)).int()[:, None, None]
+        above, below = above * self.sides[1] + first, below * self.sides[1] + first
+        index = torch.stack((above + left, above + right, below + left, below + right), -1)
         factor = torch.stack((upper * before, upper * after, lower * before, lower * after), -1)
         return index.flatten(0, 2), factor.flatten(0, 2)
 
 
-def _between(place: Tensor, side: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+class Offsets(Places):
+    """Given an offset of each tap, (N * H', W', 2 * taps), and perhaps a mask, (N * H', W', taps)."""
+
+    def part(self, given: Tensor, tile: slice) -> Tensor:
+        """The rows themselves."""
+        return given[tile]
+
+    def corners(self, tile: slice, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As the base class says."""
+        offset, mask = given
+        (upper, lower), above_and_below = around(offset[..., 0::2] + self.top[tile], self.sides[0])
+        if mask is not None:
+            upper, lower = upper * mask, lower * mask
+        columns = around(offset[..., 1::2] + self.left, self.sides[1])
+        return self.joined(tile, ((upper, lower), above_and_below), columns)
+
+
+def around(place: Tensor, side: int) -> Around:
     """Gives the factors of the two whole places around each place on an axis, and these places.
 
     One outside of 0 to ``side - 1`` has the factor 0 and is replaced by one inside.
@@ -196,6 +173,75 @@ def _between(place: Tensor, side: int) -> tuple[tuple[Tensor, Tensor], tuple[Ten
     fraction = place - low
     factors = (1 - fraction) * (low >= 0), fraction * (low < side - 1)
     return factors, (low.clamp(min=0).int(), (low + 1).clamp(max=side - 1).int())
+
+
+class _Sampled(Function):
+    """Computes tile by tile; backward samples again, so that samples are never kept."""
+
+    @staticmethod
+    def forward(ctx, places, x, weight, bias, *given):
+        """As ``sampled_conv2d``."""
+        ctx.save_for_backward(x, weight, *given)
+        ctx.places = places
+        table = _table(x)
+        kernel = _by_tap(weight).permute(0, 2, 1)[:, :, None]
+        out = x.new_empty(len(places.top), places.size[1], len(weight))
+        with torch.autocast("cpu", enabled=False):
+            for tile in places.tiles():
+                samples = _read(table, *places.corners(tile, *_parts(places, tile, given)))
+                samples = samples.unflatten(0, (1, len(out[tile]), -1)).permute(0, 3, 1, 2)
+                out[tile] = F.conv2d(samples, kernel, bias, (1, places.taps))[0].permute(1, 2, 0)
+        return _as_map(out.view(len(x), *places.size, len(weight)), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        """Gives the gradients of ``forward``'s arguments."""
+        x, weight, *given = ctx.saved_tensors
+        places, kind = ctx.places, x.dtype
+        _, to_x, to_weight, to_bias, *to_given = ctx.needs_input_grad
+        exact = torch.promote_types(kind, torch.float32)
+        table, taps = _table(x).to(exact), _by_tap(weight).flatten(1).to(exact)
+        rows = _table(gradient).to(exact).view(len(places.top), places.size[1], len(weight))
+        of_table, of_taps = torch.zeros_like(table), torch.zeros_like(taps)
+        wanted = [number for number, asked in enumerate(to_given) if asked]
+        of_given = [torch.zeros_like(value) if asked else None for value, asked in zip(given, to_given)]
+        with torch.autocast("cpu", enabled=False):
+            for tile in places.tiles():
+                arriving = rows[tile].flatten(0, 1)
+                of_samples = (arriving @ taps).view(-1, x.shape[1])
+                with torch.set_grad_enabled(bool(wanted)):
+                    parts = [
+                        part if part is None else part.detach().requires_grad_(asked)
+                        for part, asked in zip(_parts(places, tile, given), to_given)
+                    ]
+                    index, factor = places.corners(tile, *parts)
+                    samples = _read(table, index, factor)
+                if wanted:
+                    found = torch.autograd.grad(samples, [parts[number] for number in wanted], of_samples)
+                    for number, part in zip(wanted, found):
+                        places.part(of_given[number], tile).add_(part)
+                if to_x:
+                    _add_back(of_table, index, factor.detach(), of_samples)
+                if to_weight:
+                    of_taps.addmm_(arriving.t(), samples.detach().view(len(arriving), -1))
+        of_weight = of_taps.unflatten(1, (places.taps, -1)).permute(0, 2, 1).reshape(weight.shape)
+        return (
+            None,
+            _as_map(of_table.view(_last(x).shape), x).to(kind) if to_x else None,
+            of_weight.to(kind) if to_weight else None,
+            rows.sum((0, 1)).to(kind) if to_bias else None,
+            *of_given,
+        )
+
+
+def _parts(places: Places, tile: slice, given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if value is None else places.part(value, tile) for value in given]
+
+
+def _table(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N * H * W, C), without a copy if channels are last."""
+    return _last(x.contiguous(memory_format=torch.channels_last)).reshape(-1, x.shape[1])
 
 
 def _read(table: Tensor, index: Tensor, factor: Tensor) -> Tensor:

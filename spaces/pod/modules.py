@@ -7,6 +7,8 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from spaces.dcn.sampling import sampled_conv2d
+from spaces.pod.sampling import Steps
 from spaces.pod.scales import Split, decompose, stage_paths, tower_path
 
 
@@ -59,6 +61,14 @@ class GlobalScaleConv(nn.Conv2d):
         return self._sampled(x, d)
 
     def _sampled(self, x: Tensor, d: Tensor) -> Tensor:
+        if x.device.type == "cpu" and self.groups == 1 and not torch.onnx.is_in_onnx_export():
+            kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+            weight, bias = (value if value is None else value.to(kind) for value in (self.weight, self.bias))
+            return sampled_conv2d(Steps(x, self.stride), x.to(kind), weight, bias, d)
+        return self._shifted(x, d)
+
+    def _shifted(self, x: Tensor, d: Tensor) -> Tensor:
+        """The same by shifted copies of the map, on any device and with groups."""
         sides = d.new_tensor(x.shape[2:])
         # Beyond the map all is zero.
         whole = d.detach().nan_to_num(0.0).floor().minimum(sides)

@@ -24,6 +24,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from spaces import patching
 from spaces.base import BackboneFacts, BaseFacts, dense_part, facts
+from spaces.dcn import sampling as dcn_sampling
 from spaces.errors import HeadwayError, UserError
 from spaces.knob import knob_from_json
 from spaces.pod.knobs import paths
@@ -256,14 +257,36 @@ def test_each_image_has_its_scale(stride: int, groups: int, train: bool) -> None
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("scale", [(1.4, 0.6), (2.3, 5.5), (30.5, 0.2)])
-def test_gradients(stride: int, scale: tuple[float, float]) -> None:
+def test_gradients(stride: int, groups: int, scale: tuple[float, float]) -> None:
     """Of the map, the weight, the bias and the scale, with another scale for each image."""
-    conv, _ = learner(stride=stride, groups=2, out_channels=2)
+    conv, _ = learner(stride=stride, groups=groups, out_channels=2)
     vary(conv, *scale, spread=0.2)
     x = maps(2, 4, 3, 4).requires_grad_()
     assert len(set(conv.scale(x).tolist()[0])) == 2
     assert torch.autograd.gradcheck(lambda x, *_: conv(x), (x, *conv.parameters()))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 0.0), (1.7, 2.9), (0.4, 30.5)])
+@pytest.mark.parametrize("spread", [0.0, 0.2])
+def test_gathered_rows_equal_shifted_maps(
+    stride: int, scale: tuple[float, float], spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, in several tiles, also at whole scales, where training starts."""
+    monkeypatch.setattr(dcn_sampling, "_SITES", 25)
+    conv, _ = learner(stride=stride)
+    vary(conv, *scale, spread=spread)
+    found = []
+    for forward in (conv._sampled, conv._shifted):
+        conv.zero_grad()
+        x = maps(3, 4, 9, 8).requires_grad_()
+        out = forward(x, conv.scale(x))
+        out.backward(maps(*out.shape))
+        found.append([out, x.grad, *(parameter.grad for parameter in conv.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_a_scale_is_found() -> None:
@@ -310,8 +333,9 @@ def by_mmcv(conv: nn.Conv2d, x: Tensor, scales: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("dtype", "atol"), [(DOUBLE, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_mmcvs_operator(dtype: torch.dtype, atol: float, stride: int) -> None:
-    conv, _ = learner(stride=stride, bias=False, groups=2)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_mmcvs_operator(dtype: torch.dtype, atol: float, stride: int, groups: int) -> None:
+    conv, _ = learner(stride=stride, bias=False, groups=groups)
     conv.to(dtype)
     found = []
     for forward in (conv, lambda x: by_mmcv(conv, x, conv.scale(x))):

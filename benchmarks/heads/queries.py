@@ -34,6 +34,8 @@ from trainers.speed import Pass  # noqa: E402
 # Side of the objects in px: below s_l of P3, so that P4 and P3 both ask for them.
 SMALLEST, LARGEST = 16.0, 32.0
 STRIDES = (8, 16)
+# How far above the chosen share one may end, and how many objects are tried for that.
+OVER, TRIES = 1.05, 50
 
 
 class Objects:
@@ -71,34 +73,55 @@ class Objects:
         return asked | fine[key_mask(coarse, fine.shape[1:])]
 
     def _made(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        from spaces.querydet.modules import query_target
-        from spaces.querydet.sparse import key_mask, spread
-
         generator = torch.Generator().manual_seed(self.seed)
         height, width = size
-        masks = [torch.zeros(1, height, width).bool(), torch.zeros(1, 2 * height, 2 * width).bool()]
-        objects = 0
-        while True:
-            fine, finest = (key_mask(mask, (2 * mask.shape[1], 2 * mask.shape[2])) for mask in masks)
-            active = [spread(keys, self.context) for keys in (fine, finest)]
-            share = sum(int(mask.sum()) for mask in active) / sum(mask.numel() for mask in active)
-            if share >= self.share:
-                break
-            objects += 1
-            centre = torch.rand(2, generator=generator) * torch.tensor([width, height]) * STRIDES[1]
-            side = SMALLEST + (LARGEST - SMALLEST) * float(torch.rand(1, generator=generator))
-            box = torch.cat((centre - side / 2, centre + side / 2))[None]
-            for index, stride in ((0, STRIDES[1]), (1, STRIDES[0])):
-                shape = masks[index].shape[1:]
-                masks[index] |= query_target(shape, stride, box, 4.0 * stride, "object").bool()[None]
-            # Only keys can ask.
-            masks[1] &= key_mask(masks[0], masks[1].shape[1:])
+        masks = (torch.zeros(1, height, width).bool(), torch.zeros(1, 2 * height, 2 * width).bool())
+        objects, active = 0, self._active(masks)
+        while _share(active) < self.share:
+            for _ in range(TRIES):
+                more = self._with_object(masks, generator)
+                if _share(self._active(more)) <= self.share * OVER:
+                    break
+            masks, objects = more, objects + 1
+            active = self._active(masks)
+        fine, finest = _keys(masks)
         self.notes.update(
             objects=objects,
+            share=_share(active),
             active={"P3": float(active[0].float().mean()), "P2": float(active[1].float().mean())},
             keys={"P3": float(fine.float().mean()), "P2": float(finest.float().mean())},
         )
-        return masks[0], masks[1]
+        return masks
+
+    def _with_object(self, masks: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        from spaces.querydet.modules import query_target
+        from spaces.querydet.sparse import key_mask
+
+        height, width = masks[0].shape[1:]
+        centre = torch.rand(2, generator=generator) * torch.tensor([width, height]) * STRIDES[1]
+        side = SMALLEST + (LARGEST - SMALLEST) * float(torch.rand(1, generator=generator))
+        box = torch.cat((centre - side / 2, centre + side / 2))[None]
+        coarse, fine = (
+            mask | query_target(mask.shape[1:], stride, box, 4.0 * stride, "object").bool()[None]
+            for mask, stride in zip(masks, STRIDES[::-1], strict=True)
+        )
+        # Only keys can ask.
+        return coarse, fine & key_mask(coarse, fine.shape[1:])
+
+    def _active(self, masks: tuple[Tensor, Tensor]) -> list[Tensor]:
+        from spaces.querydet.sparse import spread
+
+        return [spread(keys, self.context) for keys in _keys(masks)]
+
+
+def _keys(masks: tuple[Tensor, Tensor]) -> list[Tensor]:
+    from spaces.querydet.sparse import key_mask
+
+    return [key_mask(mask, (2 * mask.shape[1], 2 * mask.shape[2])) for mask in masks]
+
+
+def _share(active: list[Tensor]) -> float:
+    return sum(int(mask.sum()) for mask in active) / sum(mask.numel() for mask in active)
 
 
 def asking(share: float) -> Any:

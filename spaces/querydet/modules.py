@@ -280,9 +280,7 @@ class QueryHead:
             outs, scores = getattr(self, f"_{self.method}")(index, x[index], queries, keys, *around)
             levels.insert(0, Level(index, size, outs, keys))
             if index:
-                queries = torch.zeros_like(masks[0]).flatten()
-                queries[keys.flat] = self.asks(scores[:, 0])
-                queries = queries.view_as(masks[0])
+                queries = keys.mask(self.asks(scores[:, 0]))
                 if self.keep:
                     self._keep(index, scores, keys)
         return levels
@@ -322,12 +320,10 @@ class QueryHead:
         layers = (getattr(self, name) for name in (*self.predictors, "query_pred"))
         predictors = frozenset(id(layer.weight) for layer in layers)
         if sites.share > DENSE_SHARE:
-            mask = torch.zeros(math.prod(sites.shape), dtype=torch.bool, device=x.device)
-            mask[sites.flat] = True
-            mask = mask.view(sites.shape)
+            mask = sites.mask() if sites.share < 1 else None
             mode = Masked(mask, keys, predictors, gathered=keys.share <= DENSE_SHARE)
-            # The mask is written into the map, which others may still read.
-            start = whole(x) * mask[:, None]
+            # Zeros are written into maps, and others may still read this one.
+            start = whole(x) if mask is None else whole(x) * mask[:, None]
         else:
             mode = Submanifold(sites, keys, predictors)
             start = as_map(x.at(sites) if isinstance(x, LaterMap) else take(x, sites))

@@ -48,6 +48,13 @@ class Sites:
         images, height, width = self.shape
         return len(self) / (images * height * width)
 
+    def mask(self, values: Tensor | bool = True) -> Tensor:
+        """(N, H, W) map of truths: ``values`` (n,) at the sites, false elsewhere."""
+        images, height, width = self.shape
+        found = torch.zeros(images * height * width, dtype=torch.bool, device=self.flat.device)
+        found[self.flat] = values
+        return found.view(self.shape)
+
     def of(self, image: int) -> slice:
         """Where those of one image are."""
         ends = list(accumulate(self.counts, initial=0))
@@ -112,11 +119,15 @@ def as_rows(values: Tensor) -> Tensor:
 
 def take(feature: Tensor, sites: Sites) -> Tensor:
     """(N, C, H, W) to the (n, C) values at the sites, in any memory format."""
-    return _read(feature, sites.flat)
+    if sites.share == 1:
+        return feature.permute(0, 2, 3, 1).flatten(0, 2)
+    return read(feature, sites.flat)
 
 
-def _read(feature: Tensor, flat: Tensor) -> Tensor:
-    """(N, C, H, W) to the (n, C) values at positions in the flattened batch of maps."""
+def read(feature: Tensor, flat: Tensor) -> Tensor:
+    """(N, C, H, W), or a map that reads itself, to the (n, C) values at positions in the flattened batch of maps."""
+    if not isinstance(feature, Tensor):
+        return feature.read(flat)
     last = feature.permute(0, 2, 3, 1)
     if last.is_contiguous():
         return last.flatten(0, 2).index_select(0, flat)
@@ -196,16 +207,16 @@ class Masked(_Convolutions):
     Maps are (N, C, H, W), and overwritten with zeros where no site is.
 
     Args:
-        mask: (N, H, W) the sites.
+        mask: (N, H, W) the sites; ``None`` for all.
         wanted: Those of them whose predictions are asked for.
         predictors: Ids of the weights of the last convolutions, whose maps are (1, C', k, 1), one row for each wanted
             site.
         gathered: Whether predictors gather the wanted sites, which is faster where they are few.
     """
 
-    def __init__(self, mask: Tensor, wanted: Sites, predictors: frozenset[int], gathered: bool) -> None:
+    def __init__(self, mask: Tensor | None, wanted: Sites, predictors: frozenset[int], gathered: bool) -> None:
         super().__init__()
-        self.mask = mask[:, None]
+        self.mask = mask
         self.wanted = wanted
         self.predictors = predictors
         self.gather = At(wanted) if gathered else None
@@ -213,7 +224,8 @@ class Masked(_Convolutions):
     def convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
         """(N, C, H, W) to (N, C', H, W), or to (1, C', k, 1) for a predictor."""
         _plain(weight, stride, padding, dilation, groups)
-        x.mul_(self.mask)
+        if self.mask is not None:
+            x.mul_(self.mask[:, None])
         if id(weight) not in self.predictors:
             return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
         if self.gather is not None:
@@ -242,10 +254,12 @@ class At(_Convolutions):
 
     def _gathered(self, x: Tensor, table: Tensor) -> Iterator[Tensor]:
         end = x.shape[0] * x.shape[2] * x.shape[3]
-        for tile in table.split(TILE):
+        # A map that reads itself computes what it reads: better for all neighbours at once.
+        for tile in table.split(TILE if isinstance(x, Tensor) else max(len(table), 1)):
             flat = tile.flatten()
             # Zeros lie outside of the map.
-            yield _read(x, flat.clamp(max=end - 1)).masked_fill((flat == end)[:, None], 0)
+            rows = read(x, flat.clamp(max=end - 1)).masked_fill((flat == end)[:, None], 0)
+            yield from rows.split(TILE * table.shape[1])
 
 
 class Patchwise(_Convolutions):

@@ -1010,7 +1010,7 @@ def test_training_has_mmdets_neck() -> None:
 
 
 def test_what_is_put_off_is_not_computed() -> None:
-    """Of the neck's output convolutions on P2 and P3 only the asked sites are counted, and as the neck's."""
+    """Of the neck's convolutions on P2 and P3 only what is asked for is counted, and as the neck's."""
     model, _ = detector_of(threshold=0.5)
     size = (96, 160)
     images = torch.randn(1, 3, *size)
@@ -1020,8 +1020,9 @@ def test_what_is_put_off_is_not_computed() -> None:
         model.bbox_head.query_pred.bias.data.fill_(bias)
         macs[name] = count_predict(model, [(images, samples(1, size))])
     rest = {name: round(1e9 * (cost["gmacs"] - cost["head_gmacs"])) for name, cost in macs.items()}
-    sites = (96 // 4) * (160 // 4) + (96 // 8) * (160 // 8)
-    assert rest["all"] - rest["none"] == sites * 9 * 8 * 8
+    # By the 3x3 convolutions of 8 channels, and the lateral ones from the backbone's 24 and 32 channels.
+    fine, coarse = (96 // 4) * (160 // 4), (96 // 8) * (160 // 8)
+    assert rest["all"] - rest["none"] == (fine + coarse) * 9 * 8 * 8 + fine * 24 * 8 + coarse * 32 * 8
     # Counted on no image, the neck is dense.
     whole_ = count(model, size)
     assert whole_.macs_parts["backbone"] + whole_.macs_parts["neck"] == rest["all"]

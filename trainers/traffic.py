@@ -112,11 +112,14 @@ def _moved(func: Any, given: list[Any], made: list[Any]) -> int:
 
 
 def _bytes(tensors: list[Tensor]) -> int:
-    return sum(
-        math.prod(side for side, step in zip(tensor.shape, tensor.stride(), strict=True) if step) * tensor.itemsize
-        for tensor in tensors
-    )
+    return sum(_elements(tensor) * tensor.itemsize for tensor in tensors)
+
+
+def _elements(tensor: Tensor) -> int:
+    if tensor.layout is not torch.strided:  # oneDNN's own
+        return tensor.numel()
+    return math.prod(side for side, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)

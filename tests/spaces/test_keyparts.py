@@ -182,7 +182,7 @@ def test_concentration_is_residual() -> None:
 def features_of(found: KeyPartBBoxHead, x: Tensor) -> Tensor:
     """What the first fully connected layer reads."""
     seen: list[Tensor] = []
-    handle = found.fcs[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    handle = found.fcs[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].to_dense()))
     with torch.no_grad():
         found(x)
     handle.remove()
@@ -206,7 +206,7 @@ def test_key_part_features_by_a_loop(size: tuple[int, int]) -> None:
             row, column = -best[1], -best[2]
             places.add((row, column))
             expected += concentrated[index, :, row, column].tolist()
-        assert features[index, : 5 * 16].tolist() == pytest.approx(expected, abs=1e-6)
+        assert features[index, : 5 * 16].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
     torch.testing.assert_close(features[:, 5 * 16 :], maps.flatten(1))
     assert len(places) > 5
 
@@ -223,6 +223,72 @@ def test_parts_follow_the_order_of_their_maps() -> None:
     after = features_of(found, x)[:, : 4 * 16].reshape(-1, 4, 16)
     assert torch.equal(after, before[:, turned])
     assert not torch.equal(after, before)
+
+
+def plainly(head: Any, x: Tensor) -> list[Tensor]:
+    """The head's equations as they stand, without a thought of speed."""
+    for block in head.concentration:
+        x = x + block.restore(block.narrow(F.relu(x)))
+    maps = head.confidences(F.relu(x)).flatten(2)
+    channels = x.shape[1]
+    parts = x.flatten(2).gather(2, maps.argmax(2)[:, None].expand(-1, channels, -1)).transpose(1, 2)
+    pieces = [parts.flatten(1), maps.flatten(1)]
+    if head.grid[0]:
+        pieces.append(head.reduction(F.adaptive_avg_pool2d(x, head.grid)).flatten(1))
+    out = torch.cat(pieces, 1)
+    for layer in head.fcs:
+        out = F.relu(layer(out))
+    return [head.fc_cls(out), head.fc_reg(out)]
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+# Sums in another order: some units in the last place of numbers up to 40.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("settings", [{}, {"parts": 1, "grid": 1}, {"grid": 0, "blocks": 0}, {"num_fcs": 0}])
+@pytest.mark.parametrize("count", [1, 31, 70])
+def test_shortcuts_change_nothing(settings: dict[str, Any], count: int, device: str) -> None:
+    """In evaluation RoIs go in tiles of 32, in a layout of the CPU's liking, through oneDNN's products."""
+    found = head(**settings).eval().to(device)
+    x = rois(count).to(device)
+    before = x.clone()
+    with torch.no_grad():
+        expected = plainly(found, x)
+        for one, other in zip(found(x), expected, strict=True):
+            torch.testing.assert_close(one, other, **CLOSE)
+            assert one.layout is torch.strided
+        channels_last = found.to(memory_format=torch.channels_last)
+        for one, other in zip(channels_last(x), expected, strict=True):
+            torch.testing.assert_close(one, other, **CLOSE)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_are_those_of_the_equations(device: str) -> None:
+    found = head().eval().to(device)  # no dropout
+    gradients = []
+    for forward in (found, lambda x: plainly(found, x)):
+        found.zero_grad()
+        x = rois(40).to(device).requires_grad_()
+        scores, deltas = forward(x)
+        (scores.square().sum() + deltas.sum()).backward()
+        gradients.append([x.grad, *(weight.grad for weight in found.parameters())])
+    assert gradients[0][0].abs().sum() > 0
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_double_precision_and_casts_take_the_plain_way() -> None:
+    found = head().eval()
+    x = rois(40)
+    with torch.no_grad():
+        double = copy.deepcopy(found).double()(x.double())
+        for one, other in zip(found(x), double, strict=True):
+            torch.testing.assert_close(one.double(), other, **CLOSE)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert {out.dtype for out in found(x)} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("grid", [1, 3, 5, 7])
@@ -518,7 +584,7 @@ def test_nothing_leaks() -> None:
 def test_kept(confidence: str) -> None:
     found = head(roi_feat_size=(5, 9), grid=3, confidence=confidence, parts=3).eval()
     found.keep = True
-    x = rois(size=(5, 9))
+    x = rois(size=(5, 9)).contiguous(memory_format=torch.channels_last)  # as the head does on a CPU
     with torch.no_grad():
         found(x)
         concentrated = found.concentration(x)

@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 # On one axis, of the whole places before and after a place: their factors, and themselves.
 Around = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-# Sites sampled at a time. With fewer the product is slower; with more the samples leave the cache.
+# Sites sampled at a time. With fewer the convolution is slower; with more their samples leave the cache.
 _SITES = 2016
 
 

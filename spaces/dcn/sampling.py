@@ -185,13 +185,15 @@ class _Sampled(Function):
         ctx.places = places
         table = _table(x)
         kernel = _by_tap(weight).permute(0, 2, 1)[:, :, None]
-        out = x.new_empty(len(places.top), places.size[1], len(weight))
+        # No view of anything, so that an activation may change it in place.
+        out = torch.empty(len(x), len(weight), *places.size, dtype=x.dtype, memory_format=torch.channels_last)
+        rows = _last(out).flatten(0, 1)
         with torch.autocast("cpu", enabled=False):
             for tile in places.tiles():
                 samples = _read(table, *places.corners(tile, *_parts(places, tile, given)))
-                samples = samples.unflatten(0, (1, len(out[tile]), -1)).permute(0, 3, 1, 2)
-                out[tile] = F.conv2d(samples, kernel, bias, (1, places.taps))[0].permute(1, 2, 0)
-        return _as_map(out.view(len(x), *places.size, len(weight)), x)
+                samples = samples.unflatten(0, (1, len(rows[tile]), -1)).permute(0, 3, 1, 2)
+                rows[tile] = F.conv2d(samples, kernel, bias, (1, places.taps))[0].permute(1, 2, 0)
+        return _like(out, x)
 
     @staticmethod
     @once_differentiable
@@ -228,7 +230,7 @@ class _Sampled(Function):
         of_weight = of_taps.unflatten(1, (places.taps, -1)).permute(0, 2, 1).reshape(weight.shape)
         return (
             None,
-            _as_map(of_table.view(_last(x).shape), x).to(kind) if to_x else None,
+            _like(of_table.view(_last(x).shape).permute(0, 3, 1, 2), x).to(kind) if to_x else None,
             of_weight.to(kind) if to_weight else None,
             rows.sum((0, 1)).to(kind) if to_bias else None,
             *of_given,
@@ -273,10 +275,9 @@ def _last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def _as_map(rows: Tensor, like: Tensor) -> Tensor:
-    """(N, H, W, C) to (N, C, H, W), in the memory format of ``like``."""
-    out = rows.permute(0, 3, 1, 2)
-    last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+def _like(out: Tensor, x: Tensor) -> Tensor:
+    """Gives a map that lies in memory with channels last the memory format of ``x``."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return out if last else out.contiguous()
 
 

@@ -174,6 +174,23 @@ def test_channels_last(version: int) -> None:
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_the_output_may_be_changed_in_place(images: int, last: bool, channels: int) -> None:
+    """By an activation, as where a tower has no norm."""
+    x, offset, mask, weight, bias = inputs(GEOMETRIES[0], images=images, channels=(4, channels))
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    found = []
+    for inplace in (False, True):
+        leaves = [value.clone().requires_grad_() for value in (x, offset, mask, weight, bias)]
+        out = F.relu(deformable_conv2d(*leaves, (1, 1), (1, 1), (1, 1)), inplace=inplace)
+        assert out.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        found.append(torch.autograd.grad((out**2).sum(), leaves))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1e30])
 def test_offsets_that_are_nowhere_read_zero(wrong: float) -> None:
     x, offset, mask, weight, bias = inputs(GEOMETRIES[0], dtype=torch.float32)

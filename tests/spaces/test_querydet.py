@@ -1138,3 +1138,27 @@ def test_priors_of_chosen_sites(kind: str, dtype: torch.dtype) -> None:
     found = head._priors(modules.Level(0, size, outs, keys)).unflatten(0, (len(keys), -1))
     expected = grid.unflatten(0, (*size, -1))[keys.cells[:, 1], keys.cells[:, 2]]
     assert found.dtype == dtype and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(96, 160), (75, 101), (33, 200)])
+@pytest.mark.parametrize("upsample", [{"mode": "nearest"}, {"mode": "bilinear"}])
+@pytest.mark.parametrize("images", [1, 3])
+def test_merged_maps_at_places(size: tuple[int, int], upsample: dict[str, str], images: int) -> None:
+    """Of maps of any size, in any order, some of them twice; after all of it was asked for, too."""
+    model, plain = detector_of()
+    model.neck.upsample_cfg = plain.neck.upsample_cfg = upsample
+    merged: list[Tensor] = []
+    for convolution in plain.neck.fpn_convs[:2]:
+        convolution.register_forward_pre_hook(lambda module, args: merged.append(args[0]))
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(images, 3, *size, generator=generator)
+    with torch.no_grad():
+        maps = model.extract_feat(inputs)[:2]
+        plain.extract_feat(inputs)
+        for later, expected in zip(maps, merged, strict=True):
+            places = torch.randint(0, expected[:, 0].numel(), (40,), generator=generator)
+            rows = expected.permute(0, 2, 3, 1).flatten(0, 2)
+            for _ in range(2):
+                torch.testing.assert_close(later.merged.read(places), rows[places], rtol=1e-5, atol=1e-5)
+                # The same operations as mmdet's.
+                assert torch.equal(later.merged.whole(), expected)

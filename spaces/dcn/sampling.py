@@ -278,7 +278,8 @@ def _last(x: Tensor) -> Tensor:
 def _like(out: Tensor, x: Tensor) -> Tensor:
     """Gives a map that lies in memory with channels last the memory format of ``x``."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return out if last else out.contiguous()
+    # A map of one site is contiguous either way, but what is resized from it has the format of its strides.
+    return out if last else torch.empty_like(out, memory_format=torch.contiguous_format).copy_(out)
 
 
 def _by_mmcv(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups) -> Tensor:

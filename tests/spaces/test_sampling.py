@@ -174,6 +174,13 @@ def test_channels_last(version: int) -> None:
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
+def test_a_map_of_one_site_stays_plain() -> None:
+    """Resized, it has plain memory, which mmcv's operators need."""
+    x, offset, mask, weight, bias = inputs(GEOMETRIES[0], sides=(1, 1))
+    out = deformable_conv2d(x, offset, mask, weight, bias, (1, 1), (1, 1), (1, 1))
+    assert F.interpolate(out, size=(3, 4), mode="bilinear").is_contiguous()
+
+
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("channels", [1, 6])

@@ -57,6 +57,10 @@ class Objects:
         self.notes: dict[str, Any] = {}
         self._plan: tuple[Tensor, Tensor] | None = None
 
+    def __deepcopy__(self, memo: Any) -> Objects:
+        """Itself: what is timed is a copy of the detector, and the notes are to be those of its passes."""
+        return self
+
     def __call__(self, logits: Tensor) -> Tensor:
         """(N, h, w) logits of P4, or (k,) at P3's keys, to which of them ask."""
         from spaces.querydet.sparse import key_mask

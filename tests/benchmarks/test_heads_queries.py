@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ def test_objects_make_the_share(share: float) -> None:
     assert share <= found <= share * 1.05
     assert objects.notes["share"] == pytest.approx(found)
     assert objects.notes["active"]["P2"] == pytest.approx(float(active[1].float().mean()))
+    assert copy.deepcopy(objects).notes is objects.notes  # what is timed is a copy
     assert torch.equal(coarse[0], coarse[1])
     assert torch.equal(Objects(share, 2)(torch.zeros(1, *size)), coarse[:1])
     assert not torch.equal(Objects(share, 2, seed=1)(torch.zeros(1, *size)), coarse[:1])

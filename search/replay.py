@@ -228,7 +228,7 @@ def replay(
     return {
         "table": table.name,
         "sampler": study.sampler.name,
-        "rungs": None if study.rungs is None else study.rungs.model_dump(),
+        "rungs": None if study.rungs is None else study.rungs.model_dump(exclude_none=True),
         "workers": workers,
         "trials": study.budget.trials,
         "seeds": [one.seed for one in studies],

@@ -17,7 +17,7 @@ from mmcv import ops
 from torch import Tensor, nn
 
 from trainers import heartbeat, speed
-from trainers.cost import Tally, level_names, mark
+from trainers.cost import Tally, level_names, levels_of, mark
 from trainers.traffic import Traffic, counting
 
 PARTS = ("backbone", "neck", "towers", "projections", "head", "pooling", "roi_head", "mask_head", "decoding", "nms")
@@ -398,5 +398,15 @@ def _names_of_levels(model: Any) -> Iterator[None]:
                 mark(feature, frozenset({name}))
         return features
 
-    with _replaced(model, "extract_feat", marked):
+    def passed_on(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> None:
+        mark(out, levels_of(given[0]))
+
+    # Their operators are none of torch's, so nothing is seen to come out of them.
+    deformable = [
+        layer for layer in model.modules() if isinstance(layer, (ops.DeformConv2d, ops.ModulatedDeformConv2d))
+    ]
+    with ExitStack() as stack:
+        for layer in deformable:
+            stack.callback(layer.register_forward_hook(passed_on).remove)
+        stack.enter_context(_replaced(model, "extract_feat", marked))
         yield

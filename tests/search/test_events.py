@@ -102,7 +102,7 @@ def write_something(store, dice):
         store.finish(number, state, reason=dice.choice([None, "line\nline"]), broken={"gmacs <= 1": dice.random()})
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_after_any_kill_the_log_gives_what_the_store_has(tmp_path_factory, seed):
     """A kill tears the file anywhere, or comes between the database and the log."""

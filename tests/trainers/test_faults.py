@@ -142,7 +142,7 @@ def test_a_killed_data_loader_interrupts(request_: TrialRequest) -> None:
         run(faulty(request_, "loader"))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_an_unreadable_image_fails_the_trial_and_is_named(request_: TrialRequest, workers: int, split: str) -> None:
     from trainers.digits import write_digits

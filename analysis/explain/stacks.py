@@ -17,6 +17,7 @@ Stacks = tuple[Mapping[str, float], Mapping[str, float]]
 
 _MOST = 14
 _LONGEST = 52  # characters of a line
+_BESIDE = 4  # parts whose names fit beside those of the levels
 # Beyond the eight colours that all eyes can tell apart.
 _PATTERNS = ("", "/", "x", ".")
 
@@ -81,10 +82,18 @@ def stacked(
                 col=column + 1,
             )
     pitch = 16 + 15 * max(len(parts) for parts in lines)
-    dress(figure, 150 + pitch * len(shown))
+    # A long list of parts would run into that of the levels, which then stands below it.
+    parts = sum(trace.legend == "legend" for trace in figure.data)
+    lower = 30 if parts > _BESIDE else 0
+    dress(figure, 150 + lower + pitch * len(shown))
     room = 15 + pitch * len(shown)
-    below = {"orientation": "h", "y": -70 / room, "yanchor": "top", "xanchor": "left", "traceorder": "normal"}
-    figure.update_layout(barmode="stack", legend={**below, "x": 0}, legend2={**below, "x": 0.52}, margin={"b": 95})
+    below = {"orientation": "h", "yanchor": "top", "xanchor": "left", "traceorder": "normal"}
+    figure.update_layout(
+        barmode="stack",
+        legend={**below, "x": 0, "y": -70 / room},
+        legend2={**below, "x": 0.52, "y": -(70 + lower) / room},
+        margin={"b": 95 + lower},
+    )
     figure.update_xaxes(title=axis)
     figure.update_yaxes(autorange="reversed")
     note = "" if len(members) <= _MOST else f"{_MOST} of the {len(members)} front members are drawn, evenly chosen."

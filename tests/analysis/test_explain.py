@@ -133,6 +133,8 @@ def test_times_are_shares_of_the_latency() -> None:
     assert bars["P3"] == pytest.approx([12, 8.4, 10.8]) and bars["P4"] == pytest.approx([4, 2.8, 3.6])
     assert bars["several"] == pytest.approx([2, 1.4, 1.8])
     assert {"rest of the head", "projections", "nms"} <= set(bars)
+    # So many parts that the names of the levels stand below theirs, not over them.
+    assert drawn.figure.layout.legend2.y < drawn.figure.layout.legend.y
     assert drawn.note.endswith("Of 1 front members the breakdown was not recorded.")
 
 

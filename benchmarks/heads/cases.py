@@ -89,7 +89,8 @@ _P3 = {"slimhead.levels": [0], "slimhead.ratio": 0.5}
 _K4 = {"slimhead.levels": [0, 1], "slimhead.ratio": 0.5}
 _DCN = {"dcn.placement": ["cls.0", "cls.1", "reg.0", "reg.1"], "dcn.version": 2}
 _POD = {"pod.mode": "fixed", "pod.scales": _scales()}
-_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0)
+_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 0.6, 1.0)
+_HIGH = (0.6, 1.0)
 
 CASES: tuple[Case, ...] = (
     Case(name="aa", title="GFL-R50 against itself (A/A)", base=_GFL, alone=dense_head),
@@ -166,5 +167,19 @@ CASES: tuple[Case, ...] = (
             asked=4.0 if share == 0.01 else None,
         )
         for share in _SHARES
+    ),
+    *(
+        Case(
+            name=f"querydet-method-{100 * share:g}",
+            title=f"QueryDet's sparse convolutions at {100 * share:g} % of P2's and P3's sites against dense maps, "
+            "RetinaNet-R50",
+            base=_RETINA,
+            knobs={"querydet.threshold": 0.15, "querydet.method": "sparse"},
+            against={"querydet.threshold": 0.15, "querydet.method": "full"},
+            alone=fine_levels,
+            ready=asking(share),
+            asked=0.95,
+        )
+        for share in _HIGH
     ),
 )

@@ -129,12 +129,14 @@ def _share(active: list[Tensor]) -> float:
 
 
 def asking(share: float) -> Any:
-    """Makes a case's ``ready``: its candidate asks for this share of P2's and P3's sites."""
+    """Makes a case's ``ready``: all that query, the baseline too, ask for this share of P2's and P3's sites."""
 
     def ready(candidate: Any, baseline: Any) -> Mapping[str, Any]:
-        head = candidate.bbox_head
-        head.asks = Objects(share, head.context)
-        return head.asks.notes
+        asked = Objects(share, candidate.bbox_head.context)
+        for model in (candidate, baseline):
+            if model.bbox_head.threshold:
+                model.bbox_head.asks = asked
+        return asked.notes
 
     return ready
 

@@ -31,7 +31,7 @@ from spaces import patching
 from spaces.base import facts
 from spaces.errors import HeadwayError, UserError
 from spaces.keyparts.knobs import ROI_HEADS
-from spaces.keyparts.modules import ConcentrationBlock, KeyPartBBoxHead, mismatch, normalise
+from spaces.keyparts.modules import ConcentrationBlock, KeyPartBBoxHead, channels_last, mismatch, normalise, plain
 from spaces.knob import knob_from_json
 from spaces.space import Space, build_space
 
@@ -259,10 +259,22 @@ def test_shortcuts_change_nothing(settings: dict[str, Any], count: int, device: 
         for one, other in zip(found(x), expected, strict=True):
             torch.testing.assert_close(one, other, **CLOSE)
             assert one.layout is torch.strided
-        channels_last = found.to(memory_format=torch.channels_last)
-        for one, other in zip(channels_last(x), expected, strict=True):
+        last = found.to(memory_format=torch.channels_last)
+        for one, other in zip(last(x), expected, strict=True):
             torch.testing.assert_close(one, other, **CLOSE)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 7, 7), (1, 8, 1, 1), (3, 1, 5, 4), (2, 8, 3, 5), (40, 16, 7, 7)])
+def test_layouts_change_without_a_value(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape[0] + 1, *shape[1:])[1:]  # not at the start of its memory
+    last = channels_last(x)
+    assert torch.equal(last, x)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    back = plain(last)
+    assert torch.equal(back, x)
+    assert back.is_contiguous()
+    assert not len(x) or back.data_ptr() != last.data_ptr(), "it is changed in place"
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -187,7 +188,11 @@ def run(
         if store.earlier is None:
             store.earlier = told
         live = stack.enter_context(Live(folder))
-        ray_adapter.connect(address)  # late, since it takes long
+        tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
+        with ThreadPoolExecutor(1) as beside:
+            if study.tracking.uri is None:  # in the study's folder; what is elsewhere is begun once all is checked
+                beside.submit(tracker.open)
+            ray_adapter.connect(address)  # late, since it takes long
         if address is not None:
             ray_adapter.check_nodes(ray_adapter.needs(study, data, folder))
         plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)
@@ -196,7 +201,6 @@ def run(
         records = confirmed(store)
         check_speed_device(store, records, plan.speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
-        tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
         tracker.begin(records)
         begun(log, study, address, share)
         write_study(folder, study)

@@ -80,6 +80,13 @@ def train(request: TrialRequest, report: Report) -> None:
             _learn_then_train(request, report, team)
 
 
+def preload() -> None:
+    """Imports what a trial needs, so that one that this process runs later begins at once."""
+    import mmdet.models  # noqa: F401
+
+    from trainers import cost, drawing, look, loop, speed, timemap  # noqa: F401
+
+
 def build_model(config: Config, seed: int, device: str = "cpu", *, initialise: bool = True) -> Any:
     """Builds the detector of a trial's config and initialises its weights from the seed.
 

@@ -35,6 +35,7 @@ class Desk:
 
     Attributes:
         failure: Why nothing can go on, once ``next`` raised it.
+        preloads: Whether a process may be had ready for a trial that has to wait.
 
     Args:
         conductor: Decides what runs and what stops.
@@ -65,6 +66,7 @@ class Desk:
         self._looked = clock()
         self._gone_since: float | None = None
         self.failure: HeadwayError | None = None
+        self.preloads = False
 
     def next(self) -> tuple[TrialRequest, Place] | Pause:
         """Gives the next start and its place.

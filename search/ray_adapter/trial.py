@@ -30,18 +30,23 @@ from trainers.contract import LaneNeeded, MachineUnfit, TrialFailed, TrialInterr
 MESSAGE = "message"
 WHERE = "where"
 FAILED = "failed"
+PRELOADED = "preloaded"
 LANE = "lane"
 UNFIT = "unfit"
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """The body of a trial, in a process that may run others afterwards.
+    """The body of a trial, in a process that may run others afterwards, or of a process that gets ready for one.
 
     Raises:
         Spent: The trial failed; Ray gives the process no other trial then.
         TrialInterrupted: As if the process had died.
     """
     began = time.monotonic()
+    if config.get("preload"):
+        preload(config["trainer"])
+        _send({"phase": PRELOADED})
+        return
     request = TrialRequest.from_json(json.loads(config["request"]))
 
     def report(message: TrialReport) -> None:
@@ -69,6 +74,12 @@ def run_trial(config: dict[str, Any]) -> None:
         _report_failure(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
     finally:
         gc.collect()  # mmengine's runner and its hooks hold each other, and what they trained
+
+
+def preload(trainer: str) -> None:
+    """Imports the module of a trainer, ``module:function``, and what its ``preload()`` does if it has one."""
+    module = importlib.import_module(trainer.partition(":")[0])
+    getattr(module, "preload", lambda: None)()
 
 
 class Spent(Exception):

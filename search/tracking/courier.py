@@ -6,6 +6,7 @@ record of each trial. What MLflow missed is delivered by ``Tracker.reconcile``, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -94,6 +95,11 @@ class Courier:
         self._warned = False
         self.state = TrackingState(where)
 
+    def open(self) -> None:
+        """Reaches MLflow ahead of ``begin``, in any thread; where it cannot, ``begin`` tries again and tells."""
+        with contextlib.suppress(UserError):
+            self._reach()
+
     def begin(self, records: Sequence[TrialRecord]) -> None:
         """Reaches MLflow, and begins to make it agree with the store.
 
@@ -103,7 +109,8 @@ class Courier:
         """
         self._known = {record.number: record for record in records}
         try:
-            self._reach()
+            if self._tracker is None:
+                self._reach()
         except UserError as error:
             if not records:
                 raise

@@ -63,7 +63,7 @@ def test_packed_code_runs_by_itself(tmp_path, out):
     command = [sys.executable, "-c", "import search.study, spaces.space; print(search.study.__file__)"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     told = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, check=True).stdout
-    assert Path(told.strip()) == out / "search/study.py"
+    assert Path(told.strip()) == out / "search/study/__init__.py"
 
 
 def test_files_of_this_machine_go_along(tmp_path, out):

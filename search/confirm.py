@@ -7,7 +7,6 @@ through ``confirmed`` carry it in ``attrs["confirmed"]``, by label, as ``analysi
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -23,6 +22,7 @@ from search.confirmation import NOTE, Confirmation, Training
 from search.delivery import open_courier, run_status
 from search.events import EVENTS, EventLog
 from search.folder import claimed, room
+from search.progress import say
 from search.resources import Resources
 from search.store import Store, await_database, plainly
 from search.study import Study
@@ -88,9 +88,9 @@ def run(
         stack.enter_context(room(folder))
         stack.enter_context(claimed(folder))
         log = stack.enter_context(closing(EventLog(folder / EVENTS)))
-        await_database(study, folder, log, _say)
+        await_database(study, folder, log, say)
         guard = stack.enter_context(held(study.storage, study.name))
-        store = Store.create(folder, study, journal=log, guard=guard, say=_say)
+        store = Store.create(folder, study, journal=log, guard=guard, say=say)
         store.settle()
         records = store.records()
         points = wanted(study, records)
@@ -105,23 +105,23 @@ def run(
             check_speed_device(store, records, speed_device)
             begun(log, study, address, share, "confirm")
         if trainings:
-            _say(f"{len(trainings)} trainings of {study.budget.epochs} epochs, {share.concurrent} side by side")
+            say(f"{len(trainings)} trainings of {study.budget.epochs} epochs, {share.concurrent} side by side")
             confirmation = Confirmation(
                 study,
                 store,
                 trainings,
                 lambda training: _request(study, folder, data, share, training),
                 concurrent=share.concurrent,
-                say=_say,
+                say=say,
             )
             with plainly(store):
-                ray_adapter.run(confirmation, share, folder / "ray", trainer, lane=plan.lane, say=_say)
+                ray_adapter.run(confirmation, share, folder / "ray", trainer, lane=plan.lane, say=say)
             if confirmation.halted is not None:
                 raise CutShort(f"{study.name}: {confirmation.halted}; nothing is lost, the same command continues.")
         finished = not missing(store, points, seeds)
         if finished and untimed:
             where = f"the speed node {plan.lane.node.name}" if plan.lane else "this machine, which may be shared"
-            _say(f"measuring the latency of {len(points)} points together, on {speed_device} of {where}")
+            say(f"measuring the latency of {len(points)} points together, on {speed_device} of {where}")
             base = _request(study, folder, data, share, Training(0, records[0], study.seed, {0: "0"}))
             base = plan.lane.request(base) if plan.lane else base
             asked = TogetherRequest(
@@ -338,7 +338,3 @@ def _clean(folder: Path, *, keep: bool) -> None:
     checkpoints = sorted(folder.glob("epoch_*.pth"), key=lambda path: int(path.stem.partition("_")[2]))
     for path in [*checkpoints[: len(checkpoints) - keep], *folder.glob("learning/*.pth")]:
         path.unlink(missing_ok=True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from search.events import EVENTS, EventLog
 from search.folder import STUDY_FILE, claimed, find_study, room, write_study
 from search.live import Live, Seen, UnderWay, time_left
 from search.places import Places
-from search.progress import Progress
+from search.progress import Progress, say
 from search.proposals import EarlierPoint, check_sampler, earlier_points
 from search.report import leave_report
 from search.resources import Resources
@@ -178,12 +178,12 @@ def run(
         stack.enter_context(room(folder))
         stack.enter_context(claimed(folder))
         log = stack.enter_context(closing(EventLog(folder / EVENTS)))
-        await_database(study, folder, log, _say)
+        await_database(study, folder, log, say)
         guard = stack.enter_context(held(study.storage, study.name))
         if study.tracking.uri and not is_database(study.tracking.uri) and not (folder / STUDY_FILE).exists():
             reach(study.tracking.uri)  # before anything is written; a study that was begun there goes on without it
         told = _earlier(study, space, root)
-        store = Store.create(folder, study, extend=extend, journal=log, guard=guard, say=_say)
+        store = Store.create(folder, study, extend=extend, journal=log, guard=guard, say=say)
         store.settle()
         if store.earlier is None:
             store.earlier = told
@@ -324,10 +324,6 @@ def check_speed_device(store: Store, records: Sequence[TrialRecord], device: str
                 f"speed.device: must stay {before}, on which this study's latencies were measured, but here it is "
                 f"{device}; continue on such a machine, or give the study another name."
             )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _counts(record: TrialRecord) -> bool:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import TextIO
 
 from analysis.record import TrialRecord, TrialState
 from search.eta import Eta, clock, left_in_words
 from search.study import Study
+
+
+def say(text: str) -> None:
+    """Prints a line for the user at once, on standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -51,7 +52,7 @@ def held(url: str | None, study: str) -> Iterator[Callable[[], None]]:
         lock.release()
 
 
-class _Lock:
+class _Lock(ABC):
     """A lock that lives as long as a connection of its own."""
 
     def __init__(self, url: str, study: str) -> None:
@@ -118,19 +119,19 @@ class _Lock:
         return self.take()
 
     @property
-    def _named(self) -> dict[str, object]:
-        raise NotImplementedError
+    @abstractmethod
+    def _named(self) -> dict[str, object]: ...
 
     _holder = ""
 
     def _options(self, url: str) -> dict[str, object]:
         return {"connect_args": options(url).get("connect_args", {})}
 
-    def _try(self, connection: Connection) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _try(self, connection: Connection) -> bool: ...
 
-    def _told(self, found: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _told(self, found: str) -> str: ...
 
 
 class _PostgresLock(_Lock):

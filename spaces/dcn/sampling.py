@@ -7,6 +7,7 @@ number.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -92,7 +93,7 @@ def sampled_conv2d(places: "Places", x: Tensor, weight: Tensor, bias: Tensor | N
     return out
 
 
-class Places:
+class Places(ABC):
     """Where the taps of all sites read, the rows of all images' sites being the rows of one tall map.
 
     Attributes:
@@ -121,10 +122,11 @@ class Places:
         rows, step = len(self.top), max(1, _SITES // self.size[1])
         return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
+    @abstractmethod
     def part(self, given: Tensor, tile: slice) -> Tensor:
         """Gives the part of what is given, or of its gradient, that the rows of ``tile`` depend on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def corners(self, tile: slice, *given: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gives the rows of the table (N * H * W, C) that the taps of ``tile`` read, (taps, 4), and their factors.
 
@@ -132,7 +134,6 @@ class Places:
             tile: Rows of sites.
             *given: The parts for them.
         """
-        raise NotImplementedError
 
     def joined(self, tile: slice, rows: Around, columns: Around) -> tuple[Tensor, Tensor]:
         """Joins what the taps of ``tile`` read on either axis, (rows, columns, taps) or broadcast to it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from spaces.querydet.sparse import At, Sites, as_map, as_rows, read
 
 
-class Deferred:
+class Deferred(ABC):
     """A map that is computed when it is used, in the place of its (N, C, H, W) tensor.
 
     It has that tensor's shape, type and device. Whatever else is done with it computes the tensor.
@@ -30,9 +31,9 @@ class Deferred:
             self._whole = self.compute()
         return self._whole
 
+    @abstractmethod
     def compute(self) -> Tensor:
         """As ``whole``, each time anew."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -108,9 +108,9 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 
 def _preloading(desk: Desk) -> dict[str, Any] | None:
-    """What has a second process import what trials need, once, while the other trials wait for the first one.
+    """A start that imports what trials need, once, while the second trial waits for the first; else ``None``.
 
-    Tune keeps one process that nobody uses.
+    Tune keeps one process that nobody uses, and gives it to that trial.
     """
     if not desk.preloads or not desk.legs:
         return None

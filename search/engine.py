@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -189,10 +188,10 @@ def run(
             store.earlier = told
         live = stack.enter_context(Live(folder))
         tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
-        with ThreadPoolExecutor(1) as beside:
-            if study.tracking.uri is None:  # in the study's folder; what is elsewhere is begun once all is checked
-                beside.submit(tracker.open)
-            ray_adapter.connect(address)  # late, since it takes long
+        if study.tracking.uri is None:  # in the study's folder; what is elsewhere is begun once all is checked
+            stack.callback(tracker.opened)
+            tracker.open()
+        ray_adapter.connect(address)  # late, since it takes long
         if address is not None:
             ray_adapter.check_nodes(ray_adapter.needs(study, data, folder))
         plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)

@@ -1,4 +1,4 @@
-"""Puts the tables of ``results/`` into the documentation, between the two marks there.
+"""Puts the tables of ``results/`` and ``operators/`` into the documentation, between the two marks there.
 
 python benchmarks/heads/report.py            # writes docs/speed.md and benchmarks/README.md
 python benchmarks/heads/report.py --print    # prints them instead
@@ -7,6 +7,7 @@ python benchmarks/heads/report.py --print    # prints them instead
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -27,6 +28,39 @@ _HEAD = (
     "| design | size | batch | times as fast (quartiles) | multiply-adds allow | bytes allow | reached | pairs |",
     "|---|---|---|---|---|---|---|---|",
 )
+_OPERATORS = {
+    "dcn-1": "deformable, version 1, without the layer that makes its offsets",
+    "dcn-2": "deformable, version 2, likewise",
+    "dcn-1-layer": "the whole deformable layer, version 1",
+    "dcn-2-layer": "the whole deformable layer, version 2",
+    "pod-learning": "a learned scale",
+    "pod-51+205": "decomposed, 51 + 205 channels",
+    "pod-48+208": "decomposed, 48 + 208 channels",
+    "pod-64+192": "decomposed, 64 + 192 channels",
+}
+_RIVALS = {"mmcv": "mmcv's operator", "plain": "the plain convolution"}
+
+
+def text() -> str:
+    """All that the pages show."""
+    found = [tables((HERE / "results").glob("*.jsonl")), operators((HERE / "operators").glob("*.json"))]
+    return "\n\n".join(filter(None, found))
+
+
+def operators(files: Iterable[Path]) -> str:
+    """The tables of convolutions by themselves as Markdown, one for each machine."""
+    blocks = []
+    for file in sorted(files):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        rows = [
+            f"| {_OPERATORS[line['case']]} | {line['way']} | {_RIVALS[line['against']]} | "
+            f"**{line['speedup']:.2f}** ({line['q1']:.2f} to {line['q3']:.2f}) | {line['pairs']} |"
+            for line in document["measured"]
+        ]
+        title = f"**Convolutions by themselves, {heading(document['machine'])}** (`{file.name}`)"
+        head = "| convolution | way | against | times as fast (quartiles) | pairs |\n|---|---|---|---|---|"
+        blocks.append("\n\n".join([title, "\n".join([head, *rows])]))
+    return "\n\n".join(blocks)
 
 
 def tables(files: Iterable[Path], cases: Sequence[Case] = CASES) -> str:
@@ -69,8 +103,8 @@ def _of(lines: Iterable[Mapping[str, Any]], case: Case, part: str) -> list[Mappi
     return sorted(own, key=lambda line: (-math.prod(line["size"] or [0]), line["batch"]))
 
 
-def put(page: str, text: str) -> str:
-    """Gives a page with ``text`` between its marks.
+def put(page: str, found: str) -> str:
+    """Gives a page with ``found`` between its marks.
 
     Raises:
         ValueError: It has none.
@@ -79,7 +113,7 @@ def put(page: str, text: str) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"must have {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    return f"{before}{BEGIN}\n{found}\n{END}{after}"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -87,12 +121,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--print", action="store_true", help="print the tables and write nothing")
     options = parser.parse_args(words)
-    text = tables((HERE / "results").glob("*.jsonl"))
     if options.print:
-        print(text)
+        print(text())
         return 0
     for page in PAGES:
-        page.write_text(put(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+        page.write_text(put(page.read_text(encoding="utf-8"), text()), encoding="utf-8")
     return 0
 
 

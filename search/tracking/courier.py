@@ -6,7 +6,6 @@ record of each trial. What MLflow missed is delivered by ``Tracker.reconcile``, 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import threading
@@ -83,6 +82,7 @@ class Courier:
         self._open, self._told = opened, told
         self._tracker: Tracker | None = None
         self._opened_at = -math.inf
+        self._opening: threading.Thread | None = None
         self._known: dict[int, TrialRecord] = {}
         self._missed: set[int] = set()
         self._news: dict[int, TrialRecord] = {}
@@ -96,20 +96,25 @@ class Courier:
         self.state = TrackingState(where)
 
     def open(self) -> None:
-        """Reaches MLflow ahead of ``begin``, in any thread; where it cannot, ``begin`` tries again and tells."""
-        with contextlib.suppress(UserError):
-            self._reach()
+        """Begins to reach MLflow, beside whatever else starts; ``begin`` does not wait for it then."""
+        self._opening = threading.Thread(target=self._open_first, name="headway-tracking-open", daemon=True)
+        self._opening.start()
+
+    def opened(self) -> None:
+        """Returns once nothing is opened any more."""
+        if self._opening is not None:
+            self._opening.join()
 
     def begin(self, records: Sequence[TrialRecord]) -> None:
         """Reaches MLflow, and begins to make it agree with the store.
 
         Raises:
             UserError: MLflow cannot be used, and the study is new: most likely its address is wrong. A study that has
-                trials goes on without it.
+                trials goes on without it, and so does one for which ``open`` was called.
         """
         self._known = {record.number: record for record in records}
         try:
-            if self._tracker is None:
+            if self._opening is None:
                 self._reach()
         except UserError as error:
             if not records:
@@ -161,6 +166,7 @@ class Courier:
 
     def _work(self) -> None:
         fresh = True
+        self.opened()
         while True:
             news, draw, closing = self._take(wait=not fresh)
             try:
@@ -224,6 +230,13 @@ class Courier:
         self._opened_at = time.monotonic()
         self._tracker = self._open()
         self._opened_at = time.monotonic()
+
+    def _open_first(self) -> None:
+        try:
+            self._reach()
+        except Exception:  # the first delivery tries again, and tells
+            _log.debug("tracking", exc_info=True)
+            self._opened_at = -math.inf
 
     def _fails(self, why: str, *, warn: bool = True) -> None:
         if warn and not self._warned:

@@ -118,8 +118,10 @@ class Places(ABC):
         self.left = (torch.arange(columns)[:, None] * stride[1] + right).float()
 
     def tiles(self) -> Iterator[slice]:
-        """Gives runs of rows."""
-        rows, step = len(self.top), max(1, _SITES // self.size[1])
+        """Gives runs of rows, about as long as each other."""
+        rows = len(self.top)
+        count = math.ceil(rows * self.size[1] / _SITES)
+        step = max(1, math.ceil(rows / max(1, count)))
         return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
     @abstractmethod

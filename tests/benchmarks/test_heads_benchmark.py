@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.heads import cases, report, run
+from benchmarks.heads import cases, operators, report, run
 from spaces.errors import UserError
 from trainers.config import load_base
 from trainers.cost import count
@@ -144,8 +144,17 @@ def test_the_table(tmp_path: Path) -> None:
     ]
 
 
+def test_the_table_of_convolutions(tmp_path: Path) -> None:
+    line = {"case": "dcn-2", "way": "forward", "against": "mmcv", "speedup": 4.126, "q1": 3.9, "q3": 4.257, "pairs": 8}
+    (tmp_path / "a.json").write_text(json.dumps({"machine": MACHINE, "measured": [line]}))
+    assert report.operators([tmp_path / "a.json"]).splitlines()[-1] == (
+        "| deformable, version 2, likewise | forward | mmcv's operator | **4.13** (3.90 to 4.26) | 8 |"
+    )
+    assert set(report._OPERATORS) == set(operators.CASES)
+
+
 def test_the_pages_show_what_was_measured() -> None:
-    text = report.tables((run.HERE / "results").glob("*.jsonl"))
+    text = report.text()
     for page in report.PAGES:
         content = page.read_text(encoding="utf-8")
         assert report.put(content, text) == content, f"run benchmarks/heads/report.py: {page.name} is behind results/"

@@ -103,6 +103,20 @@ def test_a_new_study_is_refused_where_mlflow_is_not(place: Place) -> None:
     assert place.told == []
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_was_opened_beside_is_not_waited_for(place: Place, there: bool) -> None:
+    place.there = there
+    carried = place.courier()
+    carried.open()
+    carried.opened()
+    place.there = True
+    carried.begin([])
+    carried.trial(ended(0))
+    carried.close("FINISHED")
+    assert place.made() == ["0"]
+    assert place.told == []
+
+
 def test_a_study_that_goes_on_is_delivered_once_mlflow_is_there(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,7 +81,7 @@ def train(request: TrialRequest, report: Report) -> None:
 
 
 def preload() -> None:
-    """Imports what a trial needs, so that one that this process runs later begins at once."""
+    """Imports what a trial needs, for a process that runs several."""
     import mmdet.models  # noqa: F401
 
     from trainers import cost, drawing, look, loop, speed, timemap  # noqa: F401

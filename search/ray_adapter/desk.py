@@ -35,7 +35,6 @@ class Desk:
 
     Attributes:
         failure: Why nothing can go on, once ``next`` raised it.
-        preloads: Whether a process may be had ready for the second trial, should it have to wait for the first.
 
     Args:
         conductor: Decides what runs and what stops.
@@ -66,7 +65,6 @@ class Desk:
         self._looked = clock()
         self._gone_since: float | None = None
         self.failure: HeadwayError | None = None
-        self.preloads = False
 
     def next(self) -> tuple[TrialRequest, Place] | Pause:
         """Gives the next start and its place.
@@ -97,7 +95,6 @@ class Desk:
 
     def begin(self, trial_id: str, request: TrialRequest, place: Place) -> None:
         """Notes that a Ray trial runs this start."""
-        self.preloads = self.preloads and not self.legs
         self.legs[trial_id] = Leg(request.number, place)
         if place == "speed":
             self._lease(request.number, True)

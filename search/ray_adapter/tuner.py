@@ -59,10 +59,7 @@ def run(
     """
     key = str(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    # CUDA's memory and errors may outlive a trial, and so may a team's process group.
-    reuse = not share.gpus and share.workers == 1
     desk = _desks[key] = Desk(conductor, share, lane, nodes, say, lease)
-    desk.preloads = reuse and lane is None and share.concurrent > 1
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner = tune.Tuner(
@@ -71,7 +68,8 @@ def run(
                 num_samples=-1,
                 search_alg=_StoreSearcher(key),
                 scheduler=_StoreScheduler(key),
-                reuse_actors=reuse,
+                # CUDA's memory and errors may outlive a trial, and so may a team's process group.
+                reuse_actors=not share.gpus and share.workers == 1,
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -107,17 +105,6 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory(placed["bundles"], bundle_label_selector=placed["selectors"])
 
 
-def _preloading(desk: Desk) -> dict[str, Any] | None:
-    """A start that imports what trials need, once, while the second trial waits for the first; else ``None``.
-
-    Tune keeps one process that nobody uses, and gives it to that trial.
-    """
-    if not desk.preloads or not desk.legs:
-        return None
-    desk.preloads = False
-    return {"preload": True, "placement": placement(desk.share, desk.lane, "any")}
-
-
 class _StoreSearcher(Searcher):
     """Hands the conductor's next trial to Tune."""
 
@@ -133,7 +120,7 @@ class _StoreSearcher(Searcher):
         desk = _desks[self._key]
         found = desk.next()
         if found is Pause.WAIT:
-            return _preloading(desk)
+            return None
         if isinstance(found, Pause):
             return str(Searcher.FINISHED)
         request, place = found

@@ -119,16 +119,6 @@ def test_a_process_takes_one_trial_after_another(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_process_is_ready_when_the_baseline_was_timed(tmp_path):
-    noted = tmp_path / "preloaded"
-    driver = Driver(tmp_path, 4, epoch_seconds=1, timing_seconds=20, preloaded=str(noted))
-    driver.run()
-    (ready,) = map(int, noted.read_text().split())
-    assert [driver.processes(number)[0] == ready for number in (0, 1)] == [False, True]
-    assert [record.state for record in driver.records()] == [TrialState.COMPLETE] * 4
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_driver_that_is_asked_to_end_leaves_its_trials_to_the_next(tmp_path):
     gates = tmp_path / "gates"

@@ -13,7 +13,7 @@ demo: setup
 	$(HEADWAY) demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(PYTHON_BIN) -m pytest -m slow

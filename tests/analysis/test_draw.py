@@ -207,6 +207,7 @@ def test_nothing_above_the_threshold(bundle: Path, photos: Path, tmp_path: Path)
     assert list(one.pictures) == ["detections", "query-P4", "query-P3"]
 
 
+@pytest.mark.slow
 def test_images_of_one_name_do_not_overwrite_each_other(plain: Path, photos: Path, tmp_path: Path) -> None:
     others = [tmp_path / name for name in ("1/a.png", "2/a.jpg")]
     for other in others:
@@ -316,6 +317,7 @@ def test_a_changed_bundle_is_refused_before_it_is_run(
     assert not trace.exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told(plain: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")

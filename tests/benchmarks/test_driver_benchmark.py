@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +21,7 @@ def command(*words: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_trial_has_its_line_and_its_run(tmp_path: Path) -> None:
     result, beside, work = tmp_path / "one.jsonl", tmp_path / "alone.jsonl", tmp_path / "work"
     command("search", "--trials", 14, "--work", work, "--out", result)

@@ -35,7 +35,7 @@ from spaces.querydet.sparse import (
 PATCHES = 128
 
 # Share of a level's sites above which dense convolutions of masked maps take less time than gathered rows.
-# Measured on a CPU (benchmarks/heads/querydet.py); not measured on CUDA.
+# Measured on a CPU (benchmarks/heads/queries.py); not measured on CUDA.
 DENSE_SHARE = 0.75
 
 # What the query head learns

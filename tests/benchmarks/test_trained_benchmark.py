@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,22 +16,15 @@ from spaces.space import build_space
 from trainers.config import load_base
 from trainers.contract import DataRequest, SweepRequest, TrialRequest
 from trainers.detector import train
-from trainers.digits import write_digits
 
 BASE = "headway::retinanet_tiny"
 SPACE = {"querydet": {"threshold": [0.0, 0.5], "beta": ["none"]}}
 
 
-def test_each_setting_beside_the_baseline_and_another(tmp_path: Path) -> None:
-    paths = write_digits(tmp_path / "digits", train=4, val=3, size=(64, 64), seed=0)
-    data = DataRequest(
-        train_annotations=str(paths.train_annotations),
-        train_images=str(paths.train_images),
-        val_annotations=str(paths.val_annotations),
-        val_images=str(paths.val_images),
-        classes=paths.classes,
-        size=(64, 64),
-    )
+def test_each_setting_beside_the_baseline_and_another(
+    tmp_path: Path, digits_request: Callable[..., DataRequest]
+) -> None:
+    data = digits_request(tmp_path / "digits", train=4, val=3)
     folder = tmp_path / "study"
     folder.mkdir()
     write_study(folder, build({"name": "some", "base": BASE, "space": SPACE, "data": {"digits": {}, "size": [64, 64]}}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from trainers import drawing, pictures
 from trainers.config import load_base, read_facts, trial_config
 from trainers.contract import DataRequest, TrialRequest
 from trainers.detector import build_model
-from trainers.digits import write_digits
 from trainers.look import look, normalised
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -470,17 +470,11 @@ def test_looking_needs_nothing_of_headway() -> None:
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Any, Path]:
+def trial(
+    tmp_path_factory: pytest.TempPathFactory, digits_request: Callable[..., DataRequest]
+) -> tuple[Config, Any, Path]:
     folder = tmp_path_factory.mktemp("trial")
-    paths = write_digits(folder, train=2, val=5, size=SIZE, seed=0)
-    data = DataRequest(
-        train_annotations=str(paths.train_annotations),
-        train_images=str(paths.train_images),
-        val_annotations=str(paths.val_annotations),
-        val_images=str(paths.val_images),
-        classes=paths.classes,
-        size=SIZE,
-    )
+    data = digits_request(folder, train=2, val=5, size=SIZE)
     request = TrialRequest(
         number=0, base="headway::retinanet_tiny", knobs={}, data=data, folder=str(folder), epochs=1, batch=1
     )

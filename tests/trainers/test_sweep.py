@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,14 @@ from trainers import sweep
 from trainers.config import load_base, read_facts, trial_config
 from trainers.contract import DataRequest, SpeedRequest, SweepRequest, TrialReport, TrialRequest
 from trainers.detector import build_model, train
-from trainers.digits import write_digits
 from trainers.speed import measure_on_images
 
 SPEED = SpeedRequest(size=(96, 128), pairs=4, seconds=0.1)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataRequest:
-    paths = write_digits(tmp_path_factory.mktemp("digits"), train=8, val=5, size=(64, 64), seed=0)
-    return DataRequest(
-        train_annotations=str(paths.train_annotations),
-        train_images=str(paths.train_images),
-        val_annotations=str(paths.val_annotations),
-        val_images=str(paths.val_images),
-        classes=paths.classes,
-        size=(64, 64),
-    )
+def data(tmp_path_factory: pytest.TempPathFactory, digits_request: Callable[..., DataRequest]) -> DataRequest:
+    return digits_request(tmp_path_factory.mktemp("digits"), train=8, val=5)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from trainers.config import BASES
-from trainers.contract import DataRequest, TeamRequest, TrialInterrupted, TrialRequest
-from trainers.digits import write_digits
+from trainers.contract import TeamRequest, TrialInterrupted, TrialRequest
 from trainers.parallel import part
 from trainers.team import Team
 
@@ -83,22 +82,14 @@ class Trial:
 
 
 @pytest.fixture(scope="module")
-def request_of(tmp_path_factory):
+def request_of(tmp_path_factory, digits_request):
     """Trains FCOS, whose losses are normalised by counts of all workers, with frozen statistics of batch norms."""
     folder = tmp_path_factory.mktemp("team")
-    paths = write_digits(folder / "digits", train=8, val=5, size=(64, 64), seed=0)
     base = folder / "base.py"
     base.write_text(
         f"_base_ = [{str(BASES / 'fcos_tiny.py')!r}]\nmodel = dict(backbone=dict(norm_eval=True))\n", encoding="utf-8"
     )
-    data = DataRequest(
-        train_annotations=str(paths.train_annotations),
-        train_images=str(paths.train_images),
-        val_annotations=str(paths.val_annotations),
-        val_images=str(paths.val_images),
-        classes=paths.classes,
-        size=(64, 64),
-    )
+    data = digits_request(folder / "digits", train=8, val=5)
 
     def make(**changes):
         request = TrialRequest(

@@ -77,9 +77,9 @@ def run(
         HeadwayError: The latencies could not be measured; what was trained is kept.
         CutShort: No training can go on here.
     """
-    from search import ray_adapter
     from search.begun import begun
     from search.engine import check_speed_device, prepare, write_pages
+    from search.ray_adapter import cluster, lanes, preflight, trial, tuner
     from search.report import leave_report
     from trainers.together import TogetherRequest
 
@@ -97,10 +97,10 @@ def run(
         trainings = missing(store, points, seeds)
         untimed = {point.label for point in points} - set(_timed(store))
         if trainings or untimed:
-            ray_adapter.connect(address)
+            cluster.connect(address)
             if address is not None:
-                ray_adapter.check_nodes(ray_adapter.needs(study, data, folder))
-            plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)
+                preflight.check_nodes(preflight.needs(study, data, folder))
+            plan = lanes.plan(cluster.nodes(), study.resources, study.speed.device)
             share, speed_device = plan.share, plan.speed_device
             check_speed_device(store, records, speed_device)
             begun(log, study, address, share, "confirm")
@@ -115,7 +115,7 @@ def run(
                 say=say,
             )
             with plainly(store):
-                ray_adapter.run(confirmation, share, folder / "ray", trainer, lane=plan.lane, say=say)
+                tuner.run(confirmation, share, folder / "ray", trainer, lane=plan.lane, say=say)
             if confirmation.halted is not None:
                 raise CutShort(f"{study.name}: {confirmation.halted}; nothing is lost, the same command continues.")
         finished = not missing(store, points, seeds)
@@ -130,7 +130,7 @@ def run(
                 speed=_speed(study, folder, plan),
                 images=study.speed.images,
             )
-            runs = json.loads(ray_adapter.call(timer, json.dumps(asked.to_json()), share, plan.lane))
+            runs = json.loads(trial.call(timer, json.dumps(asked.to_json()), share, plan.lane))
             store.note(_LATENCY, {"device": speed_device, "threads": base.threads, "runs": runs})
         for training in _all(study, records, points, seeds) if finished else ():
             _clean(folder / training.folder, keep=bool(training.trial.sweep))

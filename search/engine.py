@@ -167,9 +167,9 @@ def run(
         HeadwayError: The baseline failed.
         CutShort: No trial can go on here.
     """
-    from search import ray_adapter
+    from search.ray_adapter import cluster, lanes, preflight, tuner
+    from search.ray_adapter.view import view
     from search.tracking import is_database
-    from search.tracking.server import reach
 
     folder = root / study.name
     data, report, space = prepare(study)
@@ -180,6 +180,8 @@ def run(
         await_database(study, folder, log, say)
         guard = stack.enter_context(held(study.storage, study.name))
         if study.tracking.uri and not is_database(study.tracking.uri) and not (folder / STUDY_FILE).exists():
+            from search.tracking.server import reach
+
             reach(study.tracking.uri)  # before anything is written; a study that was begun there goes on without it
         told = _earlier(study, space, root)
         store = Store.create(folder, study, extend=extend, journal=log, guard=guard, say=say)
@@ -188,18 +190,18 @@ def run(
             store.earlier = told
         live = stack.enter_context(Live(folder))
         tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
-        if study.tracking.uri is None:  # in the study's folder; what is elsewhere is begun once all is checked
-            stack.callback(tracker.opened)
-            tracker.open()
-        ray_adapter.connect(address)  # late, since it takes long
+        cluster.connect(address)  # late, since it takes long
         if address is not None:
-            ray_adapter.check_nodes(ray_adapter.needs(study, data, folder))
-        plan = ray_adapter.plan(ray_adapter.nodes(), study.resources, study.speed.device)
+            preflight.check_nodes(preflight.needs(study, data, folder))
+        plan = lanes.plan(cluster.nodes(), study.resources, study.speed.device)
         share = plan.share
         check_gpu_hours(study, share)
         records = confirmed(store)
         check_speed_device(store, records, plan.speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
+        if study.tracking.uri is None:  # in the study's folder: made while the first trial's process starts
+            stack.callback(tracker.opened)
+            tracker.open()
         tracker.begin(records)
         begun(log, study, address, share)
         write_study(folder, study)
@@ -225,9 +227,9 @@ def run(
             places=places,
         )
         live.sources = {
-            "nodes": Seen(ray_adapter.view, lambda event, name: log.write(event, node=name)).rows,
+            "nodes": Seen(view, lambda event, name: log.write(event, node=name)).rows,
             "trials": under_way.rows,
-            "lanes": lambda: (ray_adapter.snapshot() or {}).get("lanes"),
+            "lanes": lambda: (tuner.snapshot() or {}).get("lanes"),
             "mlflow": lambda: asdict(tracker.state),
             "store": lambda: None if store.away is None else dict(zip(("down_since", "reason"), store.away)),
             "halted": lambda: conductor.halted,
@@ -238,7 +240,7 @@ def run(
         progress.say(_plan_line(study, space, share.concurrent))
         progress.say(plan.told)
         with plainly(store):
-            ray_adapter.run(
+            tuner.run(
                 conductor,
                 share,
                 folder / "ray",

@@ -144,7 +144,8 @@ def trial_config(request: TrialRequest, facts: DataFacts | None = None) -> Confi
         "backbone": backbone,
         "trial": request.number,
     }
-    return Config(config)
+    # As text it is indented, and not put into PEP 8, which takes longer than to build the detector.
+    return Config(config, format_python_code=False)
 
 
 def batch_of(base: Config) -> int:

@@ -1,5 +1,7 @@
 """Runs trials with Ray; this folder alone imports ray.
 
+A trial's process imports ``trial`` and what that needs, so nothing is imported here.
+
 - ``cluster``: joins Ray, and says what there is.
 - ``lanes``: where trainings and measurements run.
 - ``desk``: what is under way, and who waits for a lane.
@@ -24,12 +26,3 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 # The desk limits what is under way; a start that waits for its node must not hold up one for another node.
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-from search.ray_adapter.cluster import connect, nodes
-from search.ray_adapter.lanes import plan
-from search.ray_adapter.preflight import check_nodes, needs
-from search.ray_adapter.trial import call
-from search.ray_adapter.tuner import run, snapshot
-from search.ray_adapter.view import view
-
-__all__ = ["call", "check_nodes", "connect", "needs", "nodes", "plan", "run", "snapshot", "view"]

@@ -8,6 +8,8 @@ import signal
 import socket
 import threading
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -44,18 +46,23 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     _knock(address)
+    # Ray itself would join whatever cluster was started on this machine before, running or not.
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    # In place before a trial's first thread exists.
+    variables = {**environment(), **_REUSE}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            ray.init(
-                # Ray itself would join whatever cluster was started on this machine before, running or not.
-                address=address or os.environ.get("RAY_ADDRESS") or "local",
-                include_dashboard=None if address else False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                # In place before a trial's first thread exists.
-                runtime_env={"env_vars": {**environment(), **_REUSE}},
-            )
+            # What a machine's own Ray inherits makes no environment of its own, for which a process would have to be
+            # started: those that Ray has ready take the trials, a second sooner each.
+            with _inherited(variables) if where == "local" else nullcontext():
+                ray.init(
+                    address=where,
+                    include_dashboard=None if address else False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    runtime_env=None if where == "local" else {"env_vars": variables},
+                )
         except Exception as error:
             if address is None:
                 raise CutShort(f"Ray does not start on this machine: {explain(error)}") from error
@@ -68,6 +75,21 @@ def connect(address: str | None) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # What a script starts in the background ignores Ctrl-C, and would ignore this, too.
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def nodes() -> list[Node]:

@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from trainers.contract import TeamRequest, TrialRequest
+from trainers.means import importing
 
 # Between the death of a worker and the end of the trial's process, if its trainer has not noticed.
 _GRACE_SECONDS = 20.0
@@ -38,8 +39,12 @@ def gathered(request: TrialRequest, trainer: str) -> Iterator[TrialRequest]:
         trainer: ``module:function``; the others run the module's ``follow``. A trainer without one works alone.
     """
     group = ray.util.get_current_placement_group()
-    follow = getattr(importlib.import_module(trainer.partition(":")[0]), "follow", None)
-    if group is None or group.bundle_count < 2 or follow is None:
+    if group is None or group.bundle_count < 2:
+        yield request
+        return
+    with importing():
+        follow = getattr(importlib.import_module(trainer.partition(":")[0]), "follow", None)
+    if follow is None:
         yield request
         return
     address = _address(group)
@@ -69,7 +74,9 @@ class _Worker:
     def follow(self, function: str, request: str) -> None:
         """Trains beside rank 0 until that lets it go."""
         module, _, name = function.partition(":")
-        getattr(importlib.import_module(module), name)(TrialRequest.from_json(json.loads(request)))
+        with importing():
+            found = importlib.import_module(module)
+        getattr(found, name)(TrialRequest.from_json(json.loads(request)))
 
 
 def _start(group: PlacementGroup, rank: int) -> Any:

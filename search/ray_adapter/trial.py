@@ -12,18 +12,21 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from search.ray_adapter import team
-from search.ray_adapter.lanes import SpeedLane
-from search.resources import Resources
 from spaces.errors import HeadwayError
 from trainers import faults, heartbeat
 from trainers.contract import LaneNeeded, MachineUnfit, TrialFailed, TrialInterrupted, TrialReport, TrialRequest
+from trainers.means import importing
+
+if TYPE_CHECKING:  # of those who call from the driver: to import them takes each process 0.7 s
+    from search.ray_adapter.lanes import SpeedLane
+    from search.resources import Resources
 
 # The key that a trial's message lies under, that of its sender in it, and the phases of messages that are no reports of
 # a trainer's.
@@ -74,11 +77,9 @@ def run_trial(config: dict[str, Any]) -> None:
 def _imported(trainer: str) -> Any:
     """The trainer ``module:function``; its module's ``preload()``, if it has one, imports what it needs later."""
     module, _, function = trainer.partition(":")
-    found = importlib.import_module(module)
-    getattr(found, "preload", lambda: None)()
-    # What was imported stays: the collection after each trial need not look at it, some 0.3 s.
-    gc.collect()
-    gc.freeze()
+    with importing():
+        found = importlib.import_module(module)
+        getattr(found, "preload", lambda: None)()
     return getattr(found, function)
 
 

@@ -199,7 +199,7 @@ import sys
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from search.ray_adapter import connect
+from search.ray_adapter.cluster import connect
 from search.ray_adapter.preflight import Needs, check_nodes
 from spaces.errors import UserError
 

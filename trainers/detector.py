@@ -82,8 +82,8 @@ def train(request: TrialRequest, report: Report) -> None:
 
 def preload() -> None:
     """Imports what a trial needs, for a process that runs several."""
-    import mmdet.engine  # noqa: F401
-    import mmdet.evaluation  # noqa: F401
+    import mmdet.engine
+    import mmdet.evaluation
     import mmdet.models  # noqa: F401
     import torch._dynamo  # noqa: F401  (as every optimizer does)
 

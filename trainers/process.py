@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from spaces.errors import HeadwayError, UserError
 from trainers.contract import Report, StopTrial, TrialFailed, TrialReport, TrialRequest
-from trainers.means import environment
+from trainers.means import environment, importing
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1
@@ -140,8 +140,10 @@ def _child(descriptor: int, parent: int) -> None:
                 raise StopTrial
 
         try:
-            from trainers.detector import train
+            with importing():
+                from trainers.detector import preload, train
 
+                preload()
             train(request, report)
             send("finished", None)
         except StopTrial:

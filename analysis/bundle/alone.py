@@ -6,6 +6,7 @@ standard input and answers in JSON lines on standard output; what libraries prin
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -182,7 +183,10 @@ def main() -> None:
         blocker = Blocker(job["blocked"])
         sys.meta_path.insert(0, blocker)
         step = "loading it with plain mmdet"
+        gc.disable()  # what is imported stays: it takes a quarter less if the collector does not look at it
         model = load(job["bundle"], job["device"])
+        gc.freeze()
+        gc.enable()
         result: dict[str, Any] = {"device": str(next(model.parameters()).device)}
         if job["detect"]:
             step = "running it on images"

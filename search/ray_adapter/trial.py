@@ -37,6 +37,12 @@ LANE = "lane"
 UNFIT = "unfit"
 
 
+def set_aside(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray sets aside for a start of a trial. It goes to the trial's process with ``run_trial``."""
+    placed = config["placement"]
+    return tune.PlacementGroupFactory(placed["bundles"], bundle_label_selector=placed["selectors"])
+
+
 def run_trial(config: dict[str, Any]) -> None:
     """The body of a trial, in a process that may run others afterwards.
 

@@ -25,7 +25,7 @@ from search.places import Where
 from search.ray_adapter.cluster import nodes
 from search.ray_adapter.desk import Desk
 from search.ray_adapter.lanes import SpeedLane, placement
-from search.ray_adapter.trial import FAILED, LANE, MESSAGE, UNFIT, WHERE, run_trial
+from search.ray_adapter.trial import FAILED, LANE, MESSAGE, UNFIT, WHERE, run_trial, set_aside
 from search.resources import Resources
 from trainers.contract import TrialReport
 
@@ -63,7 +63,7 @@ def run(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, _resources),
+            tune.with_resources(run_trial, set_aside),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
                 search_alg=_StoreSearcher(key),
@@ -97,12 +97,6 @@ def snapshot() -> dict[str, Any] | None:
     The lease's queue is ``lanes.speed``: who measures (``running``) and who waits. May be called in any thread.
     """
     return next((desk.snapshot() for desk in [*_desks.values()]), None)
-
-
-def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What Ray sets aside for a start of a trial."""
-    placed = config["placement"]
-    return tune.PlacementGroupFactory(placed["bundles"], bundle_label_selector=placed["selectors"])
 
 
 class _StoreSearcher(Searcher):

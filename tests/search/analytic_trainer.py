@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def train(request, report):
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "processes").open("a") as log:
         log.write(f"{os.getpid()}\n")
+    drivers = [name for name in ("optuna", "sqlalchemy", "mlflow", "ruamel") if name in sys.modules]
+    began_with = {"arenas": os.environ.get("MALLOC_ARENA_MAX"), "drivers": drivers}
+    (folder / "process.json").write_text(json.dumps(began_with))
     ratio, accuracy = figures(request.knobs)
 
     def send(phase, epoch, metrics, **attrs):

@@ -196,7 +196,8 @@ def test_a_run_on_this_machine_joins_no_cluster_that_happens_to_be_there(tmp_pat
     environment.pop("RAY_ADDRESS", None)
     nodes = Nodes(["1"], environment, tmp_path / "nodes.log")
     program = (
-        "from search.ray_adapter.cluster import connect; connect(None); import ray; print([n['NodeID'] for n in ray.nodes()])"
+        "from search.ray_adapter.cluster import connect; connect(None); "
+        "import ray; print([n['NodeID'] for n in ray.nodes()])"
     )
 
     def own():

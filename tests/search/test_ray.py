@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from analysis.record import TrialState
+from search.ray_adapter.cluster import _inherited
 from search.store import Store
 from search.study import load
 
@@ -75,6 +76,22 @@ class Driver:
         return [int(line) for line in (self.folder / f"trials/{number:04d}" / name).read_text().split()]
 
 
+def test_what_rays_processes_inherit_is_gone_afterwards(monkeypatch):
+    monkeypatch.setenv("HEADWAY_ONE", "before")
+    seen = {}
+
+    def start():
+        with _inherited({"HEADWAY_ONE": "1", "HEADWAY_TWO": "2"}):
+            seen.update(os.environ)
+            raise OSError("cannot be started")
+
+    with pytest.raises(OSError, match="started"):
+        start()
+    assert (seen["HEADWAY_ONE"], seen["HEADWAY_TWO"]) == ("1", "2")
+    assert os.environ["HEADWAY_ONE"] == "before"
+    assert "HEADWAY_TWO" not in os.environ
+
+
 @pytest.mark.timeout(400)
 def test_trials_that_crash_fail_and_die(tmp_path):
     driver = Driver(tmp_path, 7, crash=1, fail=2, nan=3, die=4, always_die=5)
@@ -98,6 +115,9 @@ def test_trials_that_crash_fail_and_die(tmp_path):
     # A process in which a trial failed takes no other one.
     for number in (1, 2):
         assert not any(driver.processes(number)[0] in driver.processes(later) for later in range(number + 1, 7))
+    # Its allocator is set before its first thread is there, and it imports nothing that the driver alone needs.
+    process = json.loads((driver.folder / "trials/0000/process.json").read_text())
+    assert process == {"arenas": "1", "drivers": []}
     in_optuna = driver.store()._optuna.trials
     assert not [trial for trial in in_optuna if trial.state is OptunaState.RUNNING]
     assert sum(trial.state is OptunaState.COMPLETE for trial in in_optuna) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from trainers import speed
 from trainers.config import load_base
-from trainers.means import environment, keep_large_buffers
+from trainers.means import environment, importing, keep_large_buffers
 from trainers.speed import measure, paired
 
 
@@ -133,3 +134,26 @@ def test_every_head_can_be_timed(base: str) -> None:
 def test_the_allocator_is_set_where_glibc_is() -> None:
     assert isinstance(keep_large_buffers(), bool)
     assert environment(3)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_what_is_imported_is_not_looked_at_by_the_collector(collects: bool) -> None:
+    imported: list[list[bool]] = []
+
+    def fails() -> None:
+        with importing():
+            imported.append([gc.isenabled()])
+            raise ImportError("no such module")
+
+    assert gc.isenabled()
+    try:
+        if not collects:
+            gc.disable()
+        with pytest.raises(ImportError):
+            fails()
+        assert gc.isenabled() is collects
+        assert imported == [[False]]
+        assert not any(found is imported[0] for found in gc.get_objects())
+    finally:
+        gc.unfreeze()
+        gc.enable()

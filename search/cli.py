@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import enum
+import gc
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from typing import Any
 
 from spaces.errors import CutShort, HeadwayError, UserError, without_credentials
 from trainers import faults
+from trainers.means import importing
 
 
 class End(enum.Enum):
@@ -26,6 +29,8 @@ class End(enum.Enum):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; 0 done, 1 the work failed, 2 the input was wrong."""
+    # At its end Python would look through all that was imported once more, 2 s where Ray and MLflow are.
+    atexit.register(gc.freeze)
     return {End.DONE: 0, End.WRONG: 2}.get(run_command(arguments), 1)
 
 
@@ -56,7 +61,8 @@ def run_command(arguments: Sequence[str] | None = None) -> End:
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int | None]:
-    from search import commands
+    with importing():
+        from search import commands
 
     # The module of printing has the name of one command.
     command: Callable[[argparse.Namespace], int | None] = getattr(commands, "papers" if name == "tables" else name)

@@ -1,13 +1,14 @@
 """Where the wall time of a study went, from its event log: training, measuring latency, and what is neither.
 
-    headway run benchmarks/outside/study.yaml --studies DIR
-    python benchmarks/outside/measure.py DIR/outside [--out FILE.json]
+    time headway run benchmarks/outside/study.yaml --studies DIR
+    python benchmarks/outside/measure.py DIR/outside [--elapsed SECONDS] [--out FILE.json]
 
 The time that counts is that of the places trials run in: as many as run side by side, each from the begin of the run
 to its end. Of that, *training* is what epochs took with their validations, *latency* the measurement of an
 architecture, and the rest is outside: the driver and Ray starting, processes and their imports, building and counting a
 design, what an epoch's report waits for, drawing a trial's pictures, and a place that waits for a trial or stays empty
-at the end. While the baseline is measured all other places wait for it; that is *waiting for the baseline*.
+at the end. While the baseline is measured all other places wait for it; that is *waiting for the baseline*. With
+``--elapsed`` the *command*'s own imports before the first event and Ray's end after the last one count as well.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from pathlib import Path
 from typing import Any
 
 
-def shares(events: list[dict[str, Any]]) -> dict[str, Any]:
+def shares(events: list[dict[str, Any]], elapsed: float | None = None) -> dict[str, Any]:
     """Sums up the places' time in seconds.
 
     Args:
         events: Of a study that was run once, from begin to end, in the order of its ``events.jsonl``.
+        elapsed: Of the whole command, s; by default from the first event to the last one.
 
     Returns:
         ``places``, ``trials``, ``wall`` (s), and of the places' time (s): ``whole``, ``training``, ``latency``,
         ``baseline`` (others wait for its latency), ``start`` (of the driver and Ray), ``build`` (of processes and
-        designs), ``rest`` (within trials), ``end`` (places that are empty at the end) and ``between`` (trials).
+        designs), ``rest`` (within trials), ``end`` (places that are empty at the end), ``between`` (trials) and
+        ``command`` (before the first event and after the last one).
 
     Raises:
-        ValueError: The study was not run to its end, or more than once.
+        ValueError: The study was not run to its end, or more than once; or not within ``elapsed``.
     """
     begun = [event for event in events if event["event"] == "begun"]
     finished = [event for event in events if event["event"] == "finished"]
@@ -40,6 +43,9 @@ def shares(events: list[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"must be a study that was run once to its end, but began {len(begun)} times")
     places = begun[0]["share"]["concurrent"]
     first, last = events[0]["time"], finished[0]["time"]
+    elapsed = last - first if elapsed is None else elapsed
+    if elapsed < last - first:
+        raise ValueError(f"--elapsed: must be {last - first:.1f} s or more, as the study took, but got {elapsed:g}")
     of: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for event in events:
         number, metrics = event.get("trial"), event.get("metrics") or {}
@@ -72,26 +78,27 @@ def shares(events: list[dict[str, Any]]) -> dict[str, Any]:
     found["start"] = places * (started - first)
     found["baseline"] = (places - 1) * (known - started)
     found["end"] = sum(last - end for end in ends)
-    whole = places * (last - first)
-    found["between"] = whole - sum(found.values())
-    return {"places": places, "trials": len(trials), "wall": last - first, "whole": whole, **found}
+    found["between"] = places * (last - first) - sum(found.values())
+    found["command"] = places * (elapsed - (last - first))
+    return {"places": places, "trials": len(trials), "wall": elapsed, "whole": places * elapsed, **found}
 
 
 def main() -> int:
     """Prints them."""
     parser = argparse.ArgumentParser(description="Where the wall time of a study went.")
     parser.add_argument("study", type=Path, help="folder of a study that was run once, to its end")
+    parser.add_argument("--elapsed", type=float, metavar="SECONDS", help="of the whole command, as time(1) tells")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     asked = parser.parse_args()
     try:
         lines = (asked.study / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        found = shares([json.loads(line) for line in lines])
+        found = shares([json.loads(line) for line in lines], asked.elapsed)
     except (OSError, ValueError) as error:
         print(f"error: {asked.study}: {error}", file=sys.stderr)
         return 2
     outside = found["whole"] - found["training"] - found["latency"]
     print(f"{found['trials']} trials, {found['places']} places, {found['wall']:.0f} s")
-    for name in ("training", "latency", "start", "baseline", "build", "rest", "between", "end"):
+    for name in ("training", "latency", "start", "baseline", "build", "rest", "between", "end", "command"):
         print(f"{name:>9} {found[name]:8.1f} s {found[name] / found['whole']:7.1%}")
     print(f"  outside {outside:8.1f} s {outside / found['whole']:7.1%}")
     if asked.out:

@@ -37,3 +37,12 @@ def test_a_study_that_was_continued_is_refused():
     events = list(log())
     with pytest.raises(ValueError, match="run once to its end, but began 2 times"):
         shares([*events[:3], events[1], *events[3:]])
+
+
+def test_the_time_of_the_command_around_it_counts_where_it_is_known():
+    found, without = shares(list(log()), 104.0), shares(list(log()))
+    assert (found["wall"], found["whole"], found["command"]) == (104, 208, 8)
+    assert without["command"] == 0
+    assert found["between"] == pytest.approx(without["between"])
+    with pytest.raises(ValueError, match="--elapsed: must be 100.0 s or more"):
+        shares(list(log()), 99.0)

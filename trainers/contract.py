@@ -274,6 +274,9 @@ class Trainer(Protocol):
 
     Continuing from a checkpoint, it reports ``counted`` and ``timed`` again only if asked to time, and repeats the
     ``epoch`` report of the checkpoint it continues from, so that a decision that died with the driver is made again.
+
+    Two functions beside it in its module are optional: ``preload()`` imports what a trial needs, called once a process,
+    and ``follow(request)`` is what the other workers of a trial run (``trainers.team.follow``).
     """
 
     def __call__(self, request: TrialRequest, report: Report) -> None:

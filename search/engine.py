@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from analysis import plots
 from analysis.pareto import front_rows, write_front_csv, write_front_json
 from analysis.record import TrialRecord, TrialState
 from search.begun import begun
@@ -36,6 +38,9 @@ from trainers.config import batch_of, load_base
 from trainers.contract import DataRequest
 from trainers.data import DataReport, Split, check_data
 from trainers.digits import write_digits
+
+if TYPE_CHECKING:
+    from analysis.plots import Runs
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def run(
         HeadwayError: The baseline failed.
         CutShort: No trial can go on here.
     """
-    from search.ray_adapter import cluster, lanes, preflight, tuner
+    from search.ray_adapter import cluster, lanes, preflight
     from search.ray_adapter.view import view
     from search.tracking import is_database
 
@@ -190,7 +195,11 @@ def run(
             store.earlier = told
         live = stack.enter_context(Live(folder))
         tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
-        cluster.connect(address)  # late, since it takes long
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(importlib.import_module, "search.ray_adapter.tuner")  # while Ray's processes start
+            cluster.connect(address)  # late, since it takes long
+        from search.ray_adapter import tuner
+
         if address is not None:
             preflight.check_nodes(preflight.needs(study, data, folder))
         plan = lanes.plan(cluster.nodes(), study.resources, study.speed.device)
@@ -294,8 +303,10 @@ def _earlier(study: Study, space: Space, root: Path) -> list[EarlierPoint]:
     return found
 
 
-def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord], runs: plots.Runs | None = None) -> None:
+def write_pages(folder: Path, study: Study, records: Sequence[TrialRecord], runs: Runs | None = None) -> None:
     """Writes ``pareto.html``, ``.png`` and ``.svg``, ``front.csv`` and ``front.json`` into the study's folder."""
+    from analysis import plots
+
     objectives = study.objective_records
     rows = front_rows(records, objectives)
     page = plots.pareto_html(records, objectives, title=study.name, runs=runs)

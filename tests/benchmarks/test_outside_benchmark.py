@@ -44,5 +44,5 @@ def test_the_time_of_the_command_around_it_counts_where_it_is_known():
     assert (found["wall"], found["whole"], found["command"]) == (104, 208, 8)
     assert without["command"] == 0
     assert found["between"] == pytest.approx(without["between"])
-    with pytest.raises(ValueError, match="--elapsed: must be 100.0 s or more"):
+    with pytest.raises(ValueError, match=r"--elapsed: must be 100\.0 s or more"):
         shares(list(log()), 99.0)

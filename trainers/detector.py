@@ -81,7 +81,7 @@ def train(request: TrialRequest, report: Report) -> None:
 
 
 def preload() -> None:
-    """Imports what a trial needs, for a process that runs several."""
+    """Imports what a trial needs, before the process runs one."""
     import mmdet.engine
     import mmdet.evaluation
     import mmdet.models  # noqa: F401

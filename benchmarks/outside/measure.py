@@ -43,9 +43,10 @@ def shares(events: list[dict[str, Any]], elapsed: float | None = None) -> dict[s
         raise ValueError(f"must be a study that was run once to its end, but began {len(begun)} times")
     places = begun[0]["share"]["concurrent"]
     first, last = events[0]["time"], finished[0]["time"]
-    elapsed = last - first if elapsed is None else elapsed
-    if elapsed < last - first:
-        raise ValueError(f"--elapsed: must be {last - first:.1f} s or more, as the study took, but got {elapsed:g}")
+    took = last - first
+    elapsed = took if elapsed is None else elapsed
+    if not elapsed >= took:  # nor NaN
+        raise ValueError(f"--elapsed: must be {took:.1f} s or more, as the study took, but got {elapsed:g}")
     of: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for event in events:
         number, metrics = event.get("trial"), event.get("metrics") or {}
@@ -78,8 +79,8 @@ def shares(events: list[dict[str, Any]], elapsed: float | None = None) -> dict[s
     found["start"] = places * (started - first)
     found["baseline"] = (places - 1) * (known - started)
     found["end"] = sum(last - end for end in ends)
-    found["between"] = places * (last - first) - sum(found.values())
-    found["command"] = places * (elapsed - (last - first))
+    found["between"] = places * took - sum(found.values())
+    found["command"] = places * (elapsed - took)
     return {"places": places, "trials": len(trials), "wall": elapsed, "whole": places * elapsed, **found}
 
 

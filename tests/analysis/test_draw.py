@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from trainers import drawing
 from trainers.config import load_base
 from trainers.contract import DataRequest, TrialReport, TrialRequest
 from trainers.detector import train
-from trainers.digits import write_digits
 
 SIZE = (96, 96)
 BASE = "headway::faster_rcnn_tiny"
@@ -46,16 +46,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(home: Path) -> DataRequest:
-    digits = write_digits(home / "data", train=4, val=3, size=SIZE)
-    return DataRequest(
-        train_annotations=str(digits.train_annotations),
-        train_images=str(digits.train_images),
-        val_annotations=str(digits.val_annotations),
-        val_images=str(digits.val_images),
-        classes=digits.classes,
-        size=SIZE,
-    )
+def data(home: Path, digits_request: Callable[..., DataRequest]) -> DataRequest:
+    return digits_request(home / "data", train=4, val=3, size=SIZE)
 
 
 def export(home: Path, data: DataRequest, name: str, knobs: dict[str, Any]) -> Path:

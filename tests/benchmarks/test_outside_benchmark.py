@@ -46,3 +46,5 @@ def test_the_time_of_the_command_around_it_counts_where_it_is_known():
     assert found["between"] == pytest.approx(without["between"])
     with pytest.raises(ValueError, match=r"--elapsed: must be 100\.0 s or more"):
         shares(list(log()), 99.0)
+    with pytest.raises(ValueError, match="but got nan"):
+        shares(list(log()), float("nan"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.record import EpochRecord, SweepPoint, TrialRecord, TrialState
+from search.folder import LEASE
 from search.gpu_hours import Room, room
 from search.places import Places, Where
 from search.rungs import RungPoint, decide
@@ -234,7 +235,7 @@ class Conductor:
             device=self._speed_device,
             pairs=study.speed.pairs,
             seconds=study.speed.seconds,
-            lease=str(self._folder / ".speed.lock"),
+            lease=str(self._folder / LEASE),
             foreign=study.speed.foreign,
         )
         on_images = self.space.on_images(record.knobs)

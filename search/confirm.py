@@ -21,7 +21,7 @@ from search import tables
 from search.confirmation import NOTE, Confirmation, Training
 from search.delivery import open_courier, run_status
 from search.events import EVENTS, EventLog
-from search.folder import claimed, room
+from search.folder import LEASE, claimed, room
 from search.progress import say
 from search.resources import Resources
 from search.store import Store, await_database, plainly
@@ -319,7 +319,7 @@ def _speed(study: Study, folder: Path, plan: Plan) -> SpeedRequest:
         device=plan.speed_device,
         pairs=max(study.speed.pairs, LEAST_ROUNDS),
         seconds=study.speed.seconds,
-        lease=None if plan.lane else str(folder / ".speed.lock"),
+        lease=None if plan.lane else str(folder / LEASE),
         foreign=study.speed.foreign,
     )
 

@@ -20,7 +20,7 @@ from search.confirm import confirmed
 from search.delivery import open_courier, run_status
 from search.designs import listed, study_space
 from search.events import EVENTS, EventLog
-from search.folder import STUDY_FILE, claimed, find_study, room, write_study
+from search.folder import LEASE, STUDY_FILE, claimed, find_study, room, write_study
 from search.live import Live, Seen, UnderWay, time_left
 from search.places import Places
 from search.progress import Progress, say
@@ -197,7 +197,8 @@ def run(
         tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
         with ThreadPoolExecutor(1) as beside:
             beside.submit(importlib.import_module, "search.ray_adapter.tuner")  # while Ray's processes start
-            cluster.connect(address)  # late, since it takes long
+            ready = cluster.ready(study, trainer, folder / LEASE) if address is None else None
+            cluster.connect(address, ready)  # late, since it takes long
         from search.ray_adapter import tuner
 
         if address is not None:

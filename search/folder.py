@@ -19,6 +19,8 @@ from trainers import faults, files
 
 STUDY_FILE = "study.yaml"
 REPORT = "report.html"
+LEASE = ".speed.lock"
+"""Of latency measurements on one machine."""
 
 
 def studies_root(given: str | None = None) -> Path:

@@ -10,12 +10,16 @@ A trial's process imports ``trial`` and what that needs, so nothing is imported 
 - ``tuner``: runs a study's trials with Ray Tune, and asks the director about each report.
 - ``view``: what the cluster does at the moment.
 - ``trial``: what runs in a trial's process.
+- ``ready``: what a process imports that waits for a trial while Ray starts.
 - ``team``: the other processes of a trial that several train.
 """
 
 from __future__ import annotations
 
 import os
+
+# Of processes that get ready for trials: their trainer, and the lease of measurements (``ready``).
+READY_TRAINER, READY_LEASE = "HEADWAY_READY_TRAINER", "HEADWAY_READY_LEASE"
 
 # Read when ray is imported, or by processes that it starts.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

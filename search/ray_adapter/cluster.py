@@ -10,15 +10,21 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import grpc
 import ray
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.utils import get_num_cpus
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
+from search.ray_adapter import READY_LEASE, READY_TRAINER
 from search.ray_adapter.lanes import SPEED, Node
+from search.resources import divide
+from search.study import Study
 from spaces.errors import CutShort, UserError
 from trainers.means import environment
 
@@ -32,12 +38,13 @@ _NOT_JOINED = (ConnectionError, ValueError, RuntimeError, OSError, OverflowError
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
 
-def connect(address: str | None) -> None:
+def connect(address: str | None, ready: Mapping[str, str] | None = None) -> None:
     """Starts Ray on this machine, or joins the cluster at ``address``.
 
     Args:
         address: ``HOST:PORT`` of a head, ``auto`` for the cluster that this process is a job of, ``None`` for this
             machine.
+        ready: What ``ready`` gave; for this machine's own Ray.
 
     Raises:
         CutShort: Ray does not start on this machine.
@@ -55,7 +62,7 @@ def connect(address: str | None) -> None:
         try:
             # What a machine's own Ray inherits makes no environment of its own, for which a process would have to be
             # started: those that Ray has ready take the trials, a second sooner each.
-            with _inherited(variables) if where == "local" else nullcontext():
+            with _inherited({**variables, **(ready or {})}) if where == "local" else nullcontext():
                 ray.init(
                     address=where,
                     include_dashboard=None if address else False,
@@ -75,6 +82,33 @@ def connect(address: str | None) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # What a script starts in the background ignores Ctrl-C, and would ignore this, too.
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def ready(study: Study, trainer: str, lease: Path) -> dict[str, str]:
+    """Has the processes that this machine's Ray starts with, one for each CPU, get ready for trials meanwhile.
+
+    Args:
+        study: Says what a trial takes. Where that is not one CPU each, Ray may give trials other processes than those
+            that are ready, and on GPUs what is imported must not look at the device before a trial has one.
+        trainer: ``module:function`` of the trials' trainer.
+        lease: The lock file of measurements.
+
+    Returns:
+        Environment variables of Ray's processes, none where they do not get ready.
+
+    Raises:
+        UserError: A trial asks for more than there is.
+    """
+    gpus = get_accelerator_manager_for_resource("GPU")
+    cpus = int(get_num_cpus())
+    share = divide(study.resources, [(cpus, gpus.get_current_node_num_accelerators() if gpus else 0)])
+    if share.gpus or share.workers > 1 or not share.concurrent == cpus <= study.budget.trials:
+        return {}
+    return {
+        "RAY_preload_python_modules": "search.ray_adapter.ready",
+        READY_TRAINER: trainer,
+        READY_LEASE: str(lease),
+    }
 
 
 @contextmanager

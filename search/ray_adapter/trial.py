@@ -64,7 +64,7 @@ def run_trial(config: dict[str, Any]) -> None:
             heartbeat.watched(Path(request.folder), request.heartbeat),
             faults.full_disk_told(Path(request.folder)),
         ):
-            _imported(config["trainer"])(request, report)
+            imported(config["trainer"])(request, report)
     except TrialFailed as error:
         _report_failure(str(error))
     except TrialInterrupted:
@@ -80,7 +80,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 @functools.cache
-def _imported(trainer: str) -> Any:
+def imported(trainer: str) -> Any:
     """The trainer ``module:function``; its module's ``preload()``, if it has one, imports what it needs later."""
     module, _, function = trainer.partition(":")
     with importing():

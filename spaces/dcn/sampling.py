@@ -21,8 +21,12 @@ Pair = tuple[int, int]
 # On one axis, of the whole places before and after a place: their factors, and themselves.
 Around = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+# What torch's compiler calls, where torch was built with oneDNN.
+_ONEDNN = torch.ops.mkldnn
 # Sites sampled at a time. With fewer the convolution is slower; with more their samples leave the cache.
 _SITES = 1008
+# Tiles of sites whose places are computed at a time: in one tile there is not enough to do for two threads.
+_AHEAD = 16
 
 
 def deformable_conv2d(
@@ -117,12 +121,21 @@ class Places(ABC):
         self.top = (torch.arange(rows)[:, None, None] * stride[0] + down).float().repeat(images, 1, 1)
         self.left = (torch.arange(columns)[:, None] * stride[1] + right).float()
 
-    def tiles(self) -> Iterator[slice]:
-        """Gives runs of rows, about as long as each other."""
-        rows = len(self.top)
-        count = math.ceil(rows * self.size[1] / _SITES)
-        step = max(1, math.ceil(rows / max(1, count)))
-        return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+    def tiles(self, within: slice | None = None, sites: int | None = None) -> Iterator[slice]:
+        """Gives runs of rows, about as long as each other, of all rows or of those ``within`` a run."""
+        begin, end = (0, len(self.top)) if within is None else (within.start, within.stop)
+        count = math.ceil((end - begin) * self.size[1] / (sites or _SITES))
+        step = max(1, math.ceil((end - begin) / max(1, count)))
+        return (slice(first, min(first + step, end)) for first in range(begin, end, step))
+
+    def read(self, *given: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Gives each tile with what ``corners`` gives for it."""
+        for run in self.tiles(sites=_AHEAD * _SITES):
+            found = self.corners(run, *_parts(self, run, given))
+            each = self.size[1] * self.taps
+            for tile in self.tiles(run):
+                taps = slice((tile.start - run.start) * each, (tile.stop - run.start) * each)
+                yield tile, *(value[taps] for value in found)
 
     @abstractmethod
     def part(self, given: Tensor, tile: slice) -> Tensor:
@@ -187,15 +200,17 @@ class _Sampled(Function):
         ctx.save_for_backward(x, weight, *given)
         ctx.places = places
         table = _table(x)
-        kernel = _by_tap(weight).permute(0, 2, 1)[:, :, None]
+        kernel, step = _by_tap(weight).permute(0, 2, 1)[:, :, None], (1, places.taps)
         # No view of anything, so that an activation may change it in place.
         out = torch.empty(len(x), len(weight), *places.size, dtype=x.dtype, memory_format=torch.channels_last)
         rows = _last(out).flatten(0, 1)
         with torch.autocast("cpu", enabled=False):
-            for tile in places.tiles():
-                samples = _read(table, *places.corners(tile, *_parts(places, tile, given)))
-                samples = samples.unflatten(0, (1, len(rows[tile]), -1)).permute(0, 3, 1, 2)
-                rows[tile] = F.conv2d(samples, kernel, bias, (1, places.taps))[0].permute(1, 2, 0)
+            for tile, index, factor in places.read(*given):
+                samples = _read(table, index, factor).unflatten(0, (1, len(rows[tile]), -1)).permute(0, 3, 1, 2)
+                if tile.start == 0 and tile.stop < len(rows):
+                    kernel = _ordered(kernel, samples, step)
+                found = _convolve(samples, kernel, bias, step)
+                rows[tile] = found[0].permute(1, 2, 0)
         return _like(out, x)
 
     @staticmethod
@@ -252,6 +267,21 @@ def _table(x: Tensor) -> Tensor:
 def _read(table: Tensor, index: Tensor, factor: Tensor) -> Tensor:
     """(Places, C) at (taps, 4) places with their factors to (taps, C)."""
     return F.embedding_bag(index, table, mode="sum", per_sample_weights=factor.to(table.dtype))
+
+
+def _ordered(kernel: Tensor, x: Tensor, step: Pair) -> Tensor:
+    """Gives a kernel in the order that oneDNN wants for ``x``, into which it would bring it at each call; for CPUs."""
+    there = torch.backends.mkldnn.enabled and hasattr(_ONEDNN, "_convolution_pointwise")
+    if kernel.dtype != torch.float32 or not there:
+        return kernel
+    return _ONEDNN._reorder_convolution_weight(kernel, (0, 0), step, (1, 1), 1, x.shape)
+
+
+def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, step: Pair) -> Tensor:
+    """Convolves with a plain kernel, or with one that ``_ordered`` gave."""
+    if not kernel.is_mkldnn:
+        return F.conv2d(x, kernel, bias, step)
+    return _ONEDNN._convolution_pointwise(x, kernel, bias, (0, 0), step, (1, 1), 1, "none", [], "")
 
 
 def _add_back(table: Tensor, index: Tensor, factor: Tensor, taps: Tensor) -> None:

@@ -18,6 +18,14 @@ def figures(knobs):
     return 1 - 0.12 * slimmed + 0.05 * layers, 0.40 - 0.03 * slimmed + 0.008 * layers
 
 
+def preload():
+    """Leaves a line with the process and the time in a file, if it is told one."""
+    told = json.loads(os.environ.get("ANALYTIC", "{}")).get("preloaded")
+    if told:
+        with Path(told).open("a") as log:
+            log.write(f"{os.getpid()} {time.time()}\n")
+
+
 def train(request, report):
     """Reports like a detector; its checkpoint is a JSON file, and every trained epoch leaves a line in a log."""
     behaviour = json.loads(os.environ.get("ANALYTIC", "{}"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState as OptunaState
+from ray._private.utils import get_num_cpus
 
 from analysis.record import TrialState
 from search.ray_adapter.cluster import _inherited
@@ -26,16 +27,16 @@ space: {{slimhead: {{}}, dcn: {{}}}}
 budget: {{trials: {trials}, epochs: 3}}
 rungs: null
 sampler: {{name: random}}
-resources: {{cpus: 1, concurrent: 2, heartbeat: {heartbeat}}}
+resources: {{cpus: 1, concurrent: {concurrent}, heartbeat: {heartbeat}}}
 """
 
 
 class Driver:
     """A study, and the command that runs it."""
 
-    def __init__(self, folder, trials, heartbeat=30, **behaviour):
+    def __init__(self, folder, trials, heartbeat=30, concurrent=2, **behaviour):
         self.file, self.root, self.log = folder / "raying.yaml", folder / "studies", folder / "log.txt"
-        self.file.write_text(STUDY.format(trials=trials, heartbeat=heartbeat))
+        self.file.write_text(STUDY.format(trials=trials, heartbeat=heartbeat, concurrent=concurrent))
         self.folder = self.root / "raying"
         paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
         self.environment = {
@@ -65,6 +66,9 @@ class Driver:
             assert process.poll() is None, f"ended early: {self.log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"'{text}' never came: {self.log.read_text()[-3000:]}"
             time.sleep(0.1)
+
+    def events(self):
+        return [json.loads(line) for line in (self.folder / "events.jsonl").read_text().splitlines()]
 
     def trained(self, number):
         return self.numbers(number, "trained.log")
@@ -136,6 +140,20 @@ def test_a_process_takes_one_trial_after_another(tmp_path):
     assert [len(found) for found in processes] == [1] * 6
     # Of two places; where the second one's process starts later than the first trial ends, one has done all.
     assert len({found[0] for found in processes}) <= 2
+
+
+@pytest.mark.timeout(400)
+def test_processes_get_ready_for_trials_while_ray_starts(tmp_path):
+    places = get_num_cpus()
+    noted = tmp_path / "preloaded"
+    driver = Driver(tmp_path, max(places, 2), concurrent=places, timing_seconds=3, preloaded=str(noted))
+    driver.run()
+    ready = {int(process): float(when) for process, when in map(str.split, noted.read_text().splitlines())}
+    assert len(ready) == len(noted.read_text().splitlines())  # each imported once
+    (timed,) = (event["time"] for event in driver.events() if event["event"] == "reference")
+    taken = {driver.processes(number)[0] for number in range(max(places, 2))}
+    assert taken <= set(ready)
+    assert all(ready[process] < timed for process in taken)
 
 
 @pytest.mark.slow

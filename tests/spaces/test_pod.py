@@ -276,6 +276,7 @@ def test_gathered_rows_equal_shifted_maps(
 ) -> None:
     """Forward and backward, in several tiles, also at whole scales, where training starts."""
     monkeypatch.setattr(dcn_sampling, "_SITES", 25)
+    monkeypatch.setattr(dcn_sampling, "_AHEAD", 2)
     conv, _ = learner(stride=stride)
     vary(conv, *scale, spread=spread)
     found = []

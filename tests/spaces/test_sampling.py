@@ -51,7 +51,9 @@ def inputs(
 
 
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several runs of several tiles."""
     monkeypatch.setattr(sampling, "_SITES", 30)
+    monkeypatch.setattr(sampling, "_AHEAD", 2)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -114,6 +116,7 @@ def test_brute_force(geometry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("last", [False, True])
 def test_gradients(geometry: Any, version: int, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_SITES", 7)
+    monkeypatch.setattr(sampling, "_AHEAD", 3)
     given = list(inputs(geometry, sides=(6, 5), channels=(2, 3), spread=1.5))
     if last:
         given[:3] = [value.contiguous(memory_format=torch.channels_last) for value in given[:3]]
@@ -270,6 +273,26 @@ def test_inference_mode(version: int) -> None:
     wanted = layer(x)
     with torch.inference_mode():
         assert torch.equal(layer(x), wanted)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_kernel_in_onednns_order_changes_no_bit(version: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_tiles(monkeypatch)
+    x, offset, mask, weight, bias = inputs(GEOMETRIES[0], (12, 20), (16, 32), dtype=torch.float32)
+    given = (x, offset, mask if version == 2 else None, weight, bias if version == 2 else None)
+    calls = []
+    ordered = sampling._ordered
+    monkeypatch.setattr(sampling, "_ordered", lambda *args: calls.append(ordered(*args)) or calls[-1])
+    with torch.set_grad_enabled(grad):
+        found = deformable_conv2d(*given, *GEOMETRIES[0][1:])
+        assert [kernel.is_mkldnn for kernel in calls] == [True]  # once, for all tiles
+        monkeypatch.setattr(sampling, "_ONEDNN", object())
+        assert torch.equal(deformable_conv2d(*given, *GEOMETRIES[0][1:]), found)
+        assert not calls[-1].is_mkldnn
+        monkeypatch.undo()
+        with torch.backends.mkldnn.flags(enabled=False):
+            torch.testing.assert_close(deformable_conv2d(*given, *GEOMETRIES[0][1:]), found, rtol=1e-5, atol=1e-5)
 
 
 def test_groups_are_mmcvs() -> None:

@@ -1,0 +1,98 @@
+"""Processes that get ready for trials: which ones do, and what they do."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.ray_adapter import READY_LEASE, READY_TRAINER, cluster
+from search.study import load
+
+STUDY = """
+name: readied
+base: headway::gfl_tiny
+data: {{digits: {{train: 8, val: 4}}, size: [96, 96]}}
+space: {{slimhead: {{}}}}
+budget: {{trials: {trials}, epochs: 1}}
+resources: {{{resources}}}
+"""
+TRAINER = """
+import fcntl, pathlib
+
+def preload():
+    with open({lease!r}) as lease:
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pathlib.Path({note!r}).write_text("held")
+        else:
+            pathlib.Path({note!r}).write_text("free")
+
+def train(request, report):
+    pass
+"""
+
+
+class Accelerators:
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def get_current_node_num_accelerators(self) -> int:
+        return self.count
+
+
+@pytest.mark.parametrize(
+    ("resources", "trials", "gpus", "readied"),
+    [
+        ("", 8, 0, True),
+        ("cpus: 1, concurrent: 8", 8, 0, True),
+        ("", 7, 0, False),  # one process would wait in vain
+        ("concurrent: 4", 8, 0, False),
+        ("cpus: 2", 8, 0, False),
+        ("workers: 2", 8, 0, False),
+        ("", 8, 1, False),
+        ("gpus: 0", 8, 1, True),
+    ],
+)
+def test_processes_get_ready_where_each_cpu_has_a_trial(tmp_path, monkeypatch, resources, trials, gpus, readied):
+    monkeypatch.setattr(cluster, "get_num_cpus", lambda: 8)
+    monkeypatch.setattr(cluster, "get_accelerator_manager_for_resource", lambda name: Accelerators(gpus))
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.format(resources=resources, trials=trials))
+    found = cluster.ready(load(file), "module:function", tmp_path / "lease")
+    wanted = {READY_TRAINER: "module:function", READY_LEASE: str(tmp_path / "lease")}
+    assert found == ({**wanted, "RAY_preload_python_modules": "search.ray_adapter.ready"} if readied else {})
+
+
+def get_ready(folder: Path, trainer: str) -> str:
+    lease, note = folder / "lease", folder / "note"
+    lease.touch()
+    (folder / "noting_trainer.py").write_text(TRAINER.format(lease=str(lease), note=str(note)))
+    environment = {**os.environ, "PYTHONPATH": str(folder), READY_TRAINER: trainer, READY_LEASE: str(lease)}
+    code = (
+        "import search.ray_adapter.ready, sys; from search.ray_adapter.trial import imported;"
+        "print(imported.cache_info().currsize, sorted({'mlflow', 'optuna', 'sqlalchemy'} & set(sys.modules)))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True, timeout=120
+    ).stdout.strip()
+
+
+def test_no_latency_is_measured_beside(tmp_path):
+    assert get_ready(tmp_path, "noting_trainer:train") == "1 []"
+    assert (tmp_path / "note").read_text() == "held"
+    with (tmp_path / "lease").open() as lease:
+        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it was let go
+
+
+def test_while_one_is_measured_it_does_not_wait(tmp_path):
+    with (tmp_path / "lease").open("a") as lease:
+        fcntl.flock(lease, fcntl.LOCK_EX)
+        assert get_ready(tmp_path, "noting_trainer:train") == "1 []"
+
+
+def test_a_trainer_that_cannot_be_imported_is_left_to_the_trial(tmp_path):
+    assert get_ready(tmp_path, "no_such_module:train") == "0 []"

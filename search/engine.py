@@ -209,10 +209,8 @@ def run(
         records = confirmed(store)
         check_speed_device(store, records, plan.speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
-        if study.tracking.uri is None:  # in the study's folder: made while the first trial's process starts
-            stack.callback(tracker.opened)
-            tracker.open()
-        tracker.begin(records)
+        stack.callback(tracker.settled)
+        tracker.begin(records, unhurried=study.tracking.uri is None)  # which is in the study's folder
         begun(log, study, address, share)
         write_study(folder, study)
 

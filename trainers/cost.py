@@ -202,6 +202,8 @@ class Tally(TorchFunctionMode):
         for dimension in "123":
             self._handlers[getattr(torch, f"conv{dimension}d")] = _convolution
             self._handlers[getattr(torch, f"conv_transpose{dimension}d")] = _transposed
+        if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # of spaces/products.py
+            self._handlers[torch.ops.mkldnn._linear_pointwise] = _linear
         # Dynamic and sparse convolutions are written as products of matrices (TOOD's decomposition is one).
         for name in ("mm", "bmm", "matmul", "__matmul__", "addmm", "baddbmm"):
             for owner in (torch, Tensor):

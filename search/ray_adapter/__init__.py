@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import os
 
-# Of processes that get ready for trials: their trainer, and the lease of measurements (``ready``).
-READY_TRAINER, READY_LEASE = "HEADWAY_READY_TRAINER", "HEADWAY_READY_LEASE"
+# Of processes that get ready for trials (``ready``): their trainer, the lease of measurements, and where they sign.
+READY_TRAINER, READY_LEASE, READY_BOOK = "HEADWAY_READY_TRAINER", "HEADWAY_READY_LEASE", "HEADWAY_READY_BOOK"
 
 # Read when ray is imported, or by processes that it starts.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -6,10 +6,13 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from ray._private.utils import get_num_cpus
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
-from search.ray_adapter import READY_LEASE, READY_TRAINER
+from search.ray_adapter import READY_BOOK, READY_LEASE, READY_TRAINER
 from search.ray_adapter.lanes import SPEED, Node
 from search.resources import divide
 from search.study import Study
@@ -33,18 +36,20 @@ from trainers.means import environment
 _REUSE = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60"}
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 15.0
+_READY_SECONDS = 10.0
+_IDLE_MS = 24 * 3600 * 1000
 _NOT_JOINED = (ConnectionError, ValueError, RuntimeError, OSError, OverflowError, AuthenticationError)
 
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
 
-def connect(address: str | None, ready: Mapping[str, str] | None = None) -> None:
+def connect(address: str | None, ready: Ready | None = None) -> None:
     """Starts Ray on this machine, or joins the cluster at ``address``.
 
     Args:
         address: ``HOST:PORT`` of a head, ``auto`` for the cluster that this process is a job of, ``None`` for this
             machine.
-        ready: What ``ready`` gave; for this machine's own Ray.
+        ready: Which processes of this machine's own Ray get ready for trials; not those of a cluster.
 
     Raises:
         CutShort: Ray does not start on this machine.
@@ -55,20 +60,23 @@ def connect(address: str | None, ready: Mapping[str, str] | None = None) -> None
     _knock(address)
     # Ray itself would join whatever cluster was started on this machine before, running or not.
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = where == "local"
     # In place before a trial's first thread exists.
     variables = {**environment(), **_REUSE}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            # What a machine's own Ray inherits makes no environment of its own, for which a process would have to be
-            # started: those that Ray has ready take the trials, a second sooner each.
-            with _inherited({**variables, **(ready or {})}) if where == "local" else nullcontext():
+            with ExitStack() as stack:
+                own = stack.enter_context(ready.awaited()) if ready and local else {}
+                if local:
+                    # An environment of the job's own is none of those processes that Ray has ready.
+                    stack.enter_context(_inherited({**variables, **own}))
                 ray.init(
                     address=where,
                     include_dashboard=None if address else False,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
-                    runtime_env=None if where == "local" else {"env_vars": variables},
+                    runtime_env=None if local else {"env_vars": variables},
                 )
         except Exception as error:
             if address is None:
@@ -84,8 +92,42 @@ def connect(address: str | None, ready: Mapping[str, str] | None = None) -> None
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def ready(study: Study, trainer: str, lease: Path) -> dict[str, str]:
-    """Has the processes that this machine's Ray starts with, one for each CPU, get ready for trials meanwhile.
+@dataclass(frozen=True)
+class Ready:
+    """Processes that get ready for trials while this machine's Ray starts.
+
+    Attributes:
+        trainer: ``module:function`` of the trials' trainer.
+        lease: The lock file of measurements.
+        count: How many there will be.
+    """
+
+    trainer: str
+    lease: Path
+    count: int
+
+    @contextmanager
+    def awaited(self) -> Iterator[dict[str, str]]:
+        """Gives Ray's environment variables, and at the end waits until all processes may be given a trial.
+
+        Before that Ray would start further ones.
+        """
+        with tempfile.TemporaryDirectory(prefix="headway-") as book:
+            yield {
+                "RAY_preload_python_modules": "search.ray_adapter.ready",
+                # Or Ray ends one that waits while the CPU of its trial is taken already, and starts another.
+                "RAY_idle_worker_killing_time_threshold_ms": str(_IDLE_MS),
+                READY_TRAINER: self.trainer,
+                READY_LEASE: str(self.lease),
+                READY_BOOK: book,
+            }
+            until = time.monotonic() + _READY_SECONDS
+            while len(os.listdir(book)) < self.count and time.monotonic() < until:
+                time.sleep(0.02)
+
+
+def ready(study: Study, trainer: str, lease: Path) -> Ready | None:
+    """Says which processes of this machine's Ray shall get ready for trials.
 
     Args:
         study: Says what a trial takes. Where that is not one CPU each, Ray may give trials other processes than those
@@ -94,7 +136,7 @@ def ready(study: Study, trainer: str, lease: Path) -> dict[str, str]:
         lease: The lock file of measurements.
 
     Returns:
-        Environment variables of Ray's processes, none where they do not get ready.
+        One for each CPU, or ``None``.
 
     Raises:
         UserError: A trial asks for more than there is.
@@ -102,13 +144,8 @@ def ready(study: Study, trainer: str, lease: Path) -> dict[str, str]:
     gpus = get_accelerator_manager_for_resource("GPU")
     cpus = int(get_num_cpus())
     share = divide(study.resources, [(cpus, gpus.get_current_node_num_accelerators() if gpus else 0)])
-    if share.gpus or share.workers > 1 or not share.concurrent == cpus <= study.budget.trials:
-        return {}
-    return {
-        "RAY_preload_python_modules": "search.ray_adapter.ready",
-        READY_TRAINER: trainer,
-        READY_LEASE: str(lease),
-    }
+    one_each = not share.gpus and share.workers == 1 and share.concurrent == cpus <= study.budget.trials
+    return Ready(trainer, lease, cpus) if one_each else None
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -28,6 +29,11 @@ from search.ray_adapter.lanes import SpeedLane, placement
 from search.ray_adapter.trial import FAILED, LANE, MESSAGE, UNFIT, WHERE, run_trial, set_aside
 from search.resources import Resources
 from trainers.contract import TrialReport
+
+# What Tune gives its trials is for PyTorch Lightning and Ray Train. With any environment variable of its own a trial
+# gets a new process though Ray has one ready; those that trials need they have from ``cluster``.
+class_cache.DEFAULT_ENV_VARS.clear()
+class_cache.ENV_VARS_TO_PROPAGATE.clear()
 
 # Tune pickles searcher and scheduler; both find the one live desk here.
 _desks: dict[str, Desk] = {}

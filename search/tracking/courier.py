@@ -28,6 +28,8 @@ PLOT_SECONDS = 15.0
 PLOT_REST = 20.0
 # Between two attempts to reach MLflow.
 OPEN_SECONDS = 60.0
+# The longest that an unhurried beginning waits for a first epoch.
+CALM_SECONDS = 60.0
 # Without any call to MLflow coming back for so long, the end of a run leaves it behind.
 LOST_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
@@ -82,7 +84,8 @@ class Courier:
         self._open, self._told = opened, told
         self._tracker: Tracker | None = None
         self._opened_at = -math.inf
-        self._opening: threading.Thread | None = None
+        self._calm = threading.Event()
+        self._reaching = threading.Lock()
         self._known: dict[int, TrialRecord] = {}
         self._missed: set[int] = set()
         self._news: dict[int, TrialRecord] = {}
@@ -95,26 +98,23 @@ class Courier:
         self._warned = False
         self.state = TrackingState(where)
 
-    def open(self) -> None:
-        """Begins to reach MLflow, beside whatever else starts; ``begin`` does not wait for it then."""
-        self._opening = threading.Thread(target=self._open_first, name="headway-tracking-open", daemon=True)
-        self._opening.start()
-
-    def opened(self) -> None:
-        """Returns once nothing is opened any more."""
-        if self._opening is not None:
-            self._opening.join()
-
-    def begin(self, records: Sequence[TrialRecord]) -> None:
+    def begin(self, records: Sequence[TrialRecord], *, unhurried: bool = False) -> None:
         """Reaches MLflow, and begins to make it agree with the store.
+
+        Args:
+            records: All trials so far.
+            unhurried: Whether it is reached by the courier's thread, once a trial has trained an epoch, has ended, or
+                after ``CALM_SECONDS``: until then the machine is left to what starts with the study. What fails then is
+                tried again, and told.
 
         Raises:
             UserError: MLflow cannot be used, and the study is new: most likely its address is wrong. A study that has
-                trials goes on without it, and so does one for which ``open`` was called.
+                trials goes on without it, and so does an unhurried one.
         """
         self._known = {record.number: record for record in records}
         try:
-            if self._opening is None:
+            if not unhurried:
+                self._calm.set()
                 self._reach()
         except UserError as error:
             if not records:
@@ -122,8 +122,15 @@ class Courier:
             self._fails(str(error))
         self._thread.start()
 
+    def settled(self) -> None:
+        """Returns once MLflow is not being reached."""
+        with self._reaching:
+            pass
+
     def trial(self, record: TrialRecord) -> None:
         """Takes a trial as it stands now; see ``Tracker.trial``."""
+        if record.curve or record.state.finished:
+            self._calm.set()
         with self._changed:
             self._news[record.number] = record
             self._changed.notify()
@@ -154,6 +161,7 @@ class Courier:
         with self._changed:
             self._closing, self._pages = status, pages
             self._changed.notify()
+        self._calm.set()
         began = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(_LOOK_SECONDS)
@@ -166,7 +174,7 @@ class Courier:
 
     def _work(self) -> None:
         fresh = True
-        self.opened()
+        self._calm.wait(CALM_SECONDS)
         while True:
             news, draw, closing = self._take(wait=not fresh)
             try:
@@ -227,16 +235,10 @@ class Courier:
             self._recovers()
 
     def _reach(self) -> None:
-        self._opened_at = time.monotonic()
-        self._tracker = self._open()
-        self._opened_at = time.monotonic()
-
-    def _open_first(self) -> None:
-        try:
-            self._reach()
-        except Exception:  # the first delivery tries again, and tells
-            _log.debug("tracking", exc_info=True)
-            self._opened_at = -math.inf
+        with self._reaching:
+            self._opened_at = time.monotonic()
+            self._tracker = self._open()
+            self._opened_at = time.monotonic()
 
     def _fails(self, why: str, *, warn: bool = True) -> None:
         if warn and not self._warned:

@@ -1,9 +1,8 @@
-"""Deformable convolution; on a CPU as a gather of rows and one plain convolution.
+"""Deformable convolution; on a CPU as a gather of rows and one product of matrices.
 
 With channels last the four corners that a tap reads are four rows of a table, and their weighted sum is what
-``embedding_bag`` computes in one pass. The samples of a site's taps stand side by side in a map of their own, so what
-is left is a convolution with as many columns, and as large a step. mmcv's operator for CPUs reads a plain map number by
-number.
+``embedding_bag`` computes in one pass. The samples of a site's taps stand side by side in a row of their own, so what
+is left is a product with the weights. mmcv's operator for CPUs reads a plain map number by number.
 """
 
 import math
@@ -17,13 +16,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
+from spaces.products import Matrix
+
 Pair = tuple[int, int]
 # On one axis, of the whole places before and after a place: their factors, and themselves.
 Around = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-# What torch's compiler calls, where torch was built with oneDNN.
-_ONEDNN = torch.ops.mkldnn
-# Sites sampled at a time. With fewer the convolution is slower; with more their samples leave the cache.
+# Sites sampled at a time. With fewer the product is slower; with more their samples leave the cache.
 _SITES = 1008
 # Tiles of sites whose places are computed at a time: in one tile there is not enough to do for two threads.
 _AHEAD = 16
@@ -200,17 +199,14 @@ class _Sampled(Function):
         ctx.save_for_backward(x, weight, *given)
         ctx.places = places
         table = _table(x)
-        kernel, step = _by_tap(weight).permute(0, 2, 1)[:, :, None], (1, places.taps)
         # No view of anything, so that an activation may change it in place.
         out = torch.empty(len(x), len(weight), *places.size, dtype=x.dtype, memory_format=torch.channels_last)
         rows = _last(out).flatten(0, 1)
         with torch.autocast("cpu", enabled=False):
+            matrix = Matrix(_by_tap(weight).flatten(1), bias, _SITES)
             for tile, index, factor in places.read(*given):
-                samples = _read(table, index, factor).unflatten(0, (1, len(rows[tile]), -1)).permute(0, 3, 1, 2)
-                if tile.start == 0 and tile.stop < len(rows):
-                    kernel = _ordered(kernel, samples, step)
-                found = _convolve(samples, kernel, bias, step)
-                rows[tile] = found[0].permute(1, 2, 0)
+                samples = _read(table, index, factor).view(-1, places.taps * x.shape[1])
+                rows[tile] = matrix(samples).view_as(rows[tile])
         return _like(out, x)
 
     @staticmethod
@@ -267,21 +263,6 @@ def _table(x: Tensor) -> Tensor:
 def _read(table: Tensor, index: Tensor, factor: Tensor) -> Tensor:
     """(Places, C) at (taps, 4) places with their factors to (taps, C)."""
     return F.embedding_bag(index, table, mode="sum", per_sample_weights=factor.to(table.dtype))
-
-
-def _ordered(kernel: Tensor, x: Tensor, step: Pair) -> Tensor:
-    """Gives a kernel in the order that oneDNN wants for ``x``, into which it would bring it at each call; for CPUs."""
-    there = torch.backends.mkldnn.enabled and hasattr(_ONEDNN, "_convolution_pointwise")
-    if kernel.dtype != torch.float32 or not there:
-        return kernel
-    return _ONEDNN._reorder_convolution_weight(kernel, (0, 0), step, (1, 1), 1, x.shape)
-
-
-def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, step: Pair) -> Tensor:
-    """Convolves with a plain kernel, or with one that ``_ordered`` gave."""
-    if not kernel.is_mkldnn:
-        return F.conv2d(x, kernel, bias, step)
-    return _ONEDNN._convolution_pointwise(x, kernel, bias, (0, 0), step, (1, 1), 1, "none", [], "")
 
 
 def _add_back(table: Tensor, index: Tensor, factor: Tensor, taps: Tensor) -> None:

@@ -12,7 +12,7 @@ import importlib
 import itertools
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -397,31 +397,51 @@ def test_memory_format_changes_nothing(name: str, key: str, tiny: Any) -> None:
         pytest.skip("mmcv's own deformable convolutions, part of this base, refuse channels-last tensors")
     if not families()[name].heads and key not in THOROUGH and not FACTS[key].roi:
         pytest.skip("what this family changes is the same for all dense heads")
+    for plain in in_double(name, key, tiny):
+        turned = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+        for one, other in zip(passed(plain, tiny), passed(turned, tiny, torch.channels_last), strict=True):
+            assert torch.allclose(one, other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "key"), ALONE)
+def test_cuda_gives_the_same(name: str, key: str, tiny: Any) -> None:
+    for plain in in_double(name, key, tiny):
+        for part in plain.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0  # its random numbers are the device's
+        there = copy.deepcopy(plain).cuda()
+        for one, other in zip(passed(plain, tiny), passed(there, tiny), strict=True):
+            assert torch.allclose(one, other.cpu(), rtol=1e-6, atol=1e-8)
+
+
+def in_double(name: str, key: str, tiny: Any) -> Iterator[Any]:
+    """Detectors of the defaults, the ends of the knobs, and where it is thorough, corners.
+
+    In double precision, where rounding moves no sample across a pixel's border (the gradient jumps there).
+    """
     space = space_of(key, name)
-    # The defaults, the ends of the knobs, and where it is thorough, corners.
     found = designs(space, corners=4)[: 8 if key in THOROUGH else 3] if families()[name].heads else few(space)[-2:]
     for design in found:
-        # In double precision, where rounding moves no sample across a pixel's border (the gradient jumps there).
         plain = tiny.build(tiny.base_config(key), design).double()
         plain.init_weights()
         for parameter_name, parameter in plain.named_parameters():
             if "conv_offset" in parameter_name or ".scale." in parameter_name:
                 # At zero, an offset could be misread unnoticed, as could a scale at an integer.
                 torch.nn.init.normal_(parameter, 1.3 if parameter_name.endswith(".scale.bias") else 0.0, std=0.3)
-        turned = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-        for one, other in zip(passed(plain, tiny), passed(turned, tiny, torch.channels_last), strict=True):
-            assert torch.allclose(one, other, rtol=1e-6, atol=1e-8)
+        yield plain
 
 
 def passed(model: Any, tiny: Any, memory_format: torch.memory_format = torch.contiguous_format) -> list[torch.Tensor]:
     """What the heads give, with RoIs of our own, and the gradients of all weights that it depends on."""
     torch.manual_seed(3)  # dropout
-    maps = model.extract_feat(tiny.batch()[0].double().to(memory_format=memory_format))
+    device = next(model.parameters()).device
+    maps = model.extract_feat(tiny.batch()[0].to(device).double().to(memory_format=memory_format))
     flat = [tensor for group in dense_head(model)(maps) for tensor in group]
     if hasattr(model, "roi_head"):
         # mmcv's own pooling misreads channels-last maps on a CPU.
         roi = model.roi_head
-        rois = torch.tensor([[0, 8.0, 8.0, 40.0, 44.0], [1, 26.0, 12.0, 78.0, 60.0]], dtype=torch.float64)
+        rois = torch.tensor([[0, 8.0, 8.0, 40.0, 44.0], [1, 26.0, 12.0, 78.0, 60.0]]).to(maps[0])
         pooled = roi.bbox_roi_extractor
         pooled = pooled[0] if isinstance(pooled, torch.nn.ModuleList) else pooled
         x = pooled([level.contiguous() for level in maps], rois).to(memory_format=memory_format)

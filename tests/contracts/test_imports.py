@@ -16,6 +16,7 @@ FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("
 # Network code: the mixins of a family, and what CONTRIBUTING.md lists beside them.
 MODULES = (
     "spaces/modules.py",
+    "spaces/products.py",
     "spaces/*/modules.py",
     "spaces/*/backbones.py",
     "spaces/*/detectors.py",

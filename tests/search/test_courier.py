@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import sqlite3
@@ -61,13 +62,15 @@ class Place:
         return Courier(self.open, "http://h", lambda kind, reason: self.told.append(kind))
 
     def made(self) -> list[str]:
-        """The trials of the child runs, in the order in which they were made."""
-        with sqlite3.connect(self.folder / "mlflow.db") as database:
+        """The trials of the child runs, in the order in which they were made; none before there is a store."""
+        found = f"file:{self.folder / 'mlflow.db'}?mode=ro"
+        with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(found, uri=True) as database:
             rows = database.execute(
                 "select t.value from runs r join tags t on t.run_uuid = r.run_uuid "
                 "where t.key = 'headway.trial' and r.lifecycle_stage = 'active' order by r.rowid"
             )
             return [row[0] for row in rows]
+        return []
 
     def epochs(self) -> dict[str, list[tuple[int, int]]]:
         """Step and time in ms of each value of the accuracy's series, by trial."""
@@ -104,17 +107,45 @@ def test_a_new_study_is_refused_where_mlflow_is_not(place: Place) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_what_was_opened_beside_is_not_waited_for(place: Place, there: bool) -> None:
+def test_an_unhurried_beginning_waits_for_an_epoch(place: Place, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(courier, "OPEN_SECONDS", 0.2)
     place.there = there
     carried = place.courier()
-    carried.open()
-    carried.opened()
-    place.there = True
-    carried.begin([])
+    carried.begin([], unhurried=True)
+    carried.trial(running(0, 0))
+    time.sleep(0.3)
+    assert not (place.folder / "mlflow.db").exists() and place.told == []
+    carried.trial(running(0, 1))
+    if there:
+        wait_for(lambda: place.made() == ["0"])
+    else:
+        wait_for(lambda: place.told == ["tracking_down"])
+        place.there = True
+        wait_for(lambda: place.told == ["tracking_down", "tracking_back"])
     carried.trial(ended(0))
     carried.close("FINISHED")
+    carried.settled()
     assert place.made() == ["0"]
-    assert place.told == []
+
+
+def test_an_unhurried_beginning_waits_no_longer_than_for_a_minute(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert courier.CALM_SECONDS == 60
+    monkeypatch.setattr(courier, "CALM_SECONDS", 0.2)
+    carried = place.courier()
+    carried.begin([], unhurried=True)
+    carried.trial(running(0, 0))
+    wait_for(lambda: place.made() == ["0"])
+    carried.close("KILLED")
+
+
+def test_a_study_that_ends_before_its_first_epoch_is_carried(place: Place) -> None:
+    carried = place.courier()
+    carried.begin([], unhurried=True)
+    carried.trial(running(0, 0))
+    carried.close("KILLED")
+    assert place.made() == ["0"]
 
 
 def test_a_study_that_goes_on_is_delivered_once_mlflow_is_there(

@@ -149,7 +149,8 @@ def test_processes_get_ready_for_trials_while_ray_starts(tmp_path):
     driver = Driver(tmp_path, max(places, 2), concurrent=places, timing_seconds=3, preloaded=str(noted))
     driver.run()
     ready = {int(process): float(when) for process, when in map(str.split, noted.read_text().splitlines())}
-    assert len(ready) == len(noted.read_text().splitlines())  # each imported once
+    # Once each, and no further process was started.
+    assert len(ready) == len(noted.read_text().splitlines()) == places
     (timed,) = (event["time"] for event in driver.events() if event["event"] == "reference")
     taken = {driver.processes(number)[0] for number in range(max(places, 2))}
     assert taken <= set(ready)

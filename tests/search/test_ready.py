@@ -4,11 +4,13 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from search.ray_adapter import READY_LEASE, READY_TRAINER, cluster
+from search.ray_adapter import READY_BOOK, READY_LEASE, READY_TRAINER, cluster
 from search.study import load
 
 STUDY = """
@@ -63,8 +65,27 @@ def test_processes_get_ready_where_each_cpu_has_a_trial(tmp_path, monkeypatch, r
     file = tmp_path / "study.yaml"
     file.write_text(STUDY.format(resources=resources, trials=trials))
     found = cluster.ready(load(file), "module:function", tmp_path / "lease")
-    wanted = {READY_TRAINER: "module:function", READY_LEASE: str(tmp_path / "lease")}
-    assert found == ({**wanted, "RAY_preload_python_modules": "search.ray_adapter.ready"} if readied else {})
+    assert found == (cluster.Ready("module:function", tmp_path / "lease", 8) if readied else None)
+
+
+def test_ray_waits_for_those_that_sign(tmp_path, monkeypatch):
+    def sign(book: Path) -> None:
+        time.sleep(0.3)
+        (book / "1").touch()
+        (book / "2").touch()
+
+    begin = time.monotonic()
+    with cluster.Ready("module:function", tmp_path / "lease", 2).awaited() as variables:
+        assert variables["RAY_preload_python_modules"] == "search.ray_adapter.ready"
+        assert variables[READY_TRAINER] == "module:function"
+        assert variables[READY_LEASE] == str(tmp_path / "lease")
+        book = Path(variables[READY_BOOK])
+        threading.Thread(target=sign, args=[book]).start()
+    assert 0.3 <= time.monotonic() - begin < cluster._READY_SECONDS
+    assert not book.exists()
+    monkeypatch.setattr(cluster, "_READY_SECONDS", 0.2)
+    with cluster.Ready("module:function", tmp_path / "lease", 1).awaited():
+        pass  # those that never come are not waited for any longer
 
 
 def get_ready(folder: Path, trainer: str) -> str:
@@ -72,13 +93,17 @@ def get_ready(folder: Path, trainer: str) -> str:
     lease.touch()
     (folder / "noting_trainer.py").write_text(TRAINER.format(lease=str(lease), note=str(note)))
     environment = {**os.environ, "PYTHONPATH": str(folder), READY_TRAINER: trainer, READY_LEASE: str(lease)}
+    environment[READY_BOOK] = str(folder)
     code = (
         "import search.ray_adapter.ready, sys; from search.ray_adapter.trial import imported;"
         "print(imported.cache_info().currsize, sorted({'mlflow', 'optuna', 'sqlalchemy'} & set(sys.modules)))"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True, timeout=120
-    ).stdout.strip()
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert (folder / str(process.pid)).exists()
+    return out.strip()
 
 
 def test_no_latency_is_measured_beside(tmp_path):

@@ -12,6 +12,7 @@ from mmcv.ops import deform_conv2d, modulated_deform_conv2d
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from spaces import products
 from spaces.dcn import sampling
 from spaces.dcn.modules import TYPES
 from spaces.dcn.sampling import deformable_conv2d
@@ -276,23 +277,28 @@ def test_inference_mode(version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("grad", [False, True])
-def test_the_kernel_in_onednns_order_changes_no_bit(version: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_onednns_products_give_the_same(version: int, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     small_tiles(monkeypatch)
-    x, offset, mask, weight, bias = inputs(GEOMETRIES[0], (12, 20), (16, 32), dtype=torch.float32)
-    given = (x, offset, mask if version == 2 else None, weight, bias if version == 2 else None)
-    calls = []
-    ordered = sampling._ordered
-    monkeypatch.setattr(sampling, "_ordered", lambda *args: calls.append(ordered(*args)) or calls[-1])
-    with torch.set_grad_enabled(grad):
-        found = deformable_conv2d(*given, *GEOMETRIES[0][1:])
-        assert [kernel.is_mkldnn for kernel in calls] == [True]  # once, for all tiles
-        monkeypatch.setattr(sampling, "_ONEDNN", object())
-        assert torch.equal(deformable_conv2d(*given, *GEOMETRIES[0][1:]), found)
-        assert not calls[-1].is_mkldnn
-        monkeypatch.undo()
-        with torch.backends.mkldnn.flags(enabled=False):
-            torch.testing.assert_close(deformable_conv2d(*given, *GEOMETRIES[0][1:]), found, rtol=1e-5, atol=1e-5)
+    given = inputs(GEOMETRIES[0], (12, 20), (16, 32), dtype=torch.float32)
+    given = tuple(value.requires_grad_(training) for value in given)
+    x, offset, mask, weight, bias = given if version == 2 else (*given[:2], None, given[3], None)
+
+    def found() -> list[Tensor]:
+        for value in given:
+            value.grad = None
+        out = deformable_conv2d(x, offset, mask, weight, bias, *GEOMETRIES[0][1:])
+        if training:
+            out.square().sum().backward()
+        return [out.detach(), *(value.grad for value in given if value.grad is not None)]
+
+    ours = found()
+    calls: list[int] = []
+    monkeypatch.setattr(products, "_by_onednn", lambda weight: calls.append(len(weight)))
+    # Sums of 144 products of either sign, in another order.
+    for value, wanted in zip(ours, found(), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-4)
+    assert calls == [32]  # one matrix for all tiles
 
 
 def test_groups_are_mmcvs() -> None:

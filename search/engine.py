@@ -193,11 +193,12 @@ def run(
         store.settle()
         if store.earlier is None:
             store.earlier = told
+        left = study.budget.trials - sum(_counts(record) for record in store.records())
         live = stack.enter_context(Live(folder))
         tracker = open_courier(study, folder, lambda kind, why: log.write(kind, why=why))
         with ThreadPoolExecutor(1) as beside:
             beside.submit(importlib.import_module, "search.ray_adapter.tuner")  # while Ray's processes start
-            ready = cluster.ready(study, trainer, folder / LEASE) if address is None else None
+            ready = cluster.ready(study.resources, left, trainer, folder / LEASE) if address is None else None
             cluster.connect(address, ready)  # late, since it takes long
         from search.ray_adapter import tuner
 

@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError
 from search.ray_adapter import READY_BOOK, READY_LEASE, READY_TRAINER
 from search.ray_adapter.lanes import SPEED, Node
 from search.resources import divide
-from search.study import Study
+from search.study import ResourcesSection
 from spaces.errors import CutShort, UserError
 from trainers.means import environment
 
@@ -126,13 +126,14 @@ class Ready:
                 time.sleep(0.02)
 
 
-def ready(study: Study, trainer: str, lease: Path) -> Ready | None:
+def ready(section: ResourcesSection, trials: int, trainer: str, lease: Path) -> Ready | None:
     """Says which processes of this machine's Ray shall get ready for trials.
 
     Args:
-        study: Says what a trial takes. Where that is not one CPU each, Ray may give trials other processes than those
-            that are ready, and on GPUs what is imported must not look at the device before a trial has one.
-        trainer: ``module:function`` of the trials' trainer.
+        section: The study file's ``resources``. Where a trial takes more than a CPU, Ray may give it another process
+            than one that is ready, and on GPUs what is imported must not look at the device before a trial has one.
+        trials: How many there will be, at most.
+        trainer: ``module:function`` of their trainer.
         lease: The lock file of measurements.
 
     Returns:
@@ -143,8 +144,8 @@ def ready(study: Study, trainer: str, lease: Path) -> Ready | None:
     """
     gpus = get_accelerator_manager_for_resource("GPU")
     cpus = int(get_num_cpus())
-    share = divide(study.resources, [(cpus, gpus.get_current_node_num_accelerators() if gpus else 0)])
-    one_each = not share.gpus and share.workers == 1 and share.concurrent == cpus <= study.budget.trials
+    share = divide(section, [(cpus, gpus.get_current_node_num_accelerators() if gpus else 0)])
+    one_each = not share.gpus and share.workers == 1 and share.concurrent == cpus <= trials
     return Ready(trainer, lease, cpus) if one_each else None
 
 

@@ -13,7 +13,7 @@ from spaces.keyparts.detectors import PositionSensitiveRoIExtractor
 
 ALPHA = 0.5  # of equation 4
 EPSILON = 0.1
-# RoIs that a CPU works on at once: their maps, 1.6 MB of 256 channels in single precision, stay in its cache.
+# RoIs that a core works on at once: their maps, 1.6 MB of 256 channels in single precision, stay in its cache.
 TILE = 32
 
 
@@ -84,12 +84,12 @@ class ConcentrationBlock(nn.Module):
         self.narrow = ConvModule(channels, narrow, 3, padding=dilation, dilation=dilation, groups=groups)
         self.restore = ConvModule(narrow, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, C, h, w) to the same."""
+    def forward(self, x: Tensor, flat: Tensor | None = None) -> Tensor:
+        """(n, C, h, w) to the same; ``flat`` is the same in the plain layout, where it is there already."""
         if not _lean(x):
             return x + self.restore(self.narrow(F.relu(x)))
         # The one convolution that oneDNN computes faster from the plain layout, by a third: it has groups.
-        conv, out = self.narrow.conv, F.relu_(plain(x))
+        conv, out = self.narrow.conv, F.relu_(plain(x)) if flat is None else F.relu(flat)
         out = F.conv2d(out, conv.weight.contiguous(), conv.bias, 1, conv.padding, conv.dilation, conv.groups)
         return self.restore(F.relu_(out).contiguous(memory_format=torch.channels_last)).add_(x)
 
@@ -180,7 +180,7 @@ class KeyPartBBoxHead(BBoxHead):
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(n, C, h, w) to class scores and box deltas; n may be 0."""
         if _lean(x) and not self.training and not self.keep and len(x):
-            return self._predict_lean(torch.cat([torch.cat(self._features(some), 1) for some in x.split(TILE)]))
+            return self._predict_lean(self._all_features(x, TILE * torch.get_num_threads()))
         out = self.dropout(torch.cat(self._features(x), 1))
         for layer in self.fcs:
             out = F.relu(layer(out))
@@ -188,10 +188,12 @@ class KeyPartBBoxHead(BBoxHead):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """(n, C, h, w) to what the predictions read, (n, K * C), (n, K * N) and (n, C/4 * L * L)."""
+        flat = x.contiguous() if _lean(x) else None
         if x.device.type == "cpu" and not torch.jit.is_tracing():
             # RoIs come in the plain layout, in which a CPU's convolutions and pooling take twice the time.
-            x = channels_last(x) if _lean(x) else x.contiguous(memory_format=torch.channels_last)
-        x = self.concentration(x)
+            x = x.contiguous(memory_format=torch.channels_last) if flat is None else channels_last(flat)
+        for block in self.concentration:
+            x, flat = block(x, flat), None
         confidences = self.confidences(F.relu(x)).flatten(2).contiguous()  # (n, K, N)
         points = confidences.argmax(2)  # (n, K)
         # All channels at the first part, then all at the second: in the order of the maps (section 3.3).
@@ -199,6 +201,16 @@ class KeyPartBBoxHead(BBoxHead):
         whole = self._global(x) if self.grid[0] else None
         self._note(confidences, points, whole)
         return [parts.flatten(1), confidences.flatten(1), *(() if whole is None else (whole.flatten(1),))]
+
+    def _all_features(self, x: Tensor, tile: int) -> Tensor:
+        """What ``_features`` gives for (n, C, h, w), joined to (n, ...), so many RoIs at a time."""
+        out = None
+        for start in range(0, len(x), tile):
+            features = self._features(x[start : start + tile])
+            if out is None:
+                out = x.new_empty(len(x), sum(part.shape[1] for part in features))
+            torch.cat(features, 1, out=out[start : start + tile])
+        return out
 
     def _predict_lean(self, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The same on the features of all RoIs, by oneDNN's products where the layers are plain ones."""

@@ -11,16 +11,8 @@ from pathlib import Path
 import pytest
 
 from search.ray_adapter import READY_BOOK, READY_LEASE, READY_TRAINER, cluster
-from search.study import load
+from search.study import ResourcesSection
 
-STUDY = """
-name: readied
-base: headway::gfl_tiny
-data: {{digits: {{train: 8, val: 4}}, size: [96, 96]}}
-space: {{slimhead: {{}}}}
-budget: {{trials: {trials}, epochs: 1}}
-resources: {{{resources}}}
-"""
 TRAINER = """
 import fcntl, pathlib
 
@@ -49,22 +41,20 @@ class Accelerators:
 @pytest.mark.parametrize(
     ("resources", "trials", "gpus", "readied"),
     [
-        ("", 8, 0, True),
-        ("cpus: 1, concurrent: 8", 8, 0, True),
-        ("", 7, 0, False),  # one process would wait in vain
-        ("concurrent: 4", 8, 0, False),
-        ("cpus: 2", 8, 0, False),
-        ("workers: 2", 8, 0, False),
-        ("", 8, 1, False),
-        ("gpus: 0", 8, 1, True),
+        ({}, 8, 0, True),
+        ({"cpus": 1, "concurrent": 8}, 8, 0, True),
+        ({}, 7, 0, False),  # one process would wait in vain
+        ({"concurrent": 4}, 8, 0, False),
+        ({"cpus": 2}, 8, 0, False),
+        ({"workers": 2}, 8, 0, False),
+        ({}, 8, 1, False),
+        ({"gpus": 0}, 8, 1, True),
     ],
 )
 def test_processes_get_ready_where_each_cpu_has_a_trial(tmp_path, monkeypatch, resources, trials, gpus, readied):
     monkeypatch.setattr(cluster, "get_num_cpus", lambda: 8)
     monkeypatch.setattr(cluster, "get_accelerator_manager_for_resource", lambda name: Accelerators(gpus))
-    file = tmp_path / "study.yaml"
-    file.write_text(STUDY.format(resources=resources, trials=trials))
-    found = cluster.ready(load(file), "module:function", tmp_path / "lease")
+    found = cluster.ready(ResourcesSection(**resources), trials, "module:function", tmp_path / "lease")
     assert found == (cluster.Ready("module:function", tmp_path / "lease", 8) if readied else None)
 
 

@@ -248,9 +248,12 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("settings", [{}, {"parts": 1, "grid": 1}, {"grid": 0, "blocks": 0}, {"num_fcs": 0}])
-@pytest.mark.parametrize("count", [1, 31, 70])
-def test_shortcuts_change_nothing(settings: dict[str, Any], count: int, device: str) -> None:
-    """In evaluation RoIs go in tiles of 32, in a layout of the CPU's liking, through oneDNN's products."""
+@pytest.mark.parametrize(("count", "cores"), [(1, 1), (31, 1), (70, 1), (70, 2)])
+def test_shortcuts_change_nothing(
+    settings: dict[str, Any], count: int, cores: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In evaluation RoIs go in tiles of 32 a core, in a layout of the CPU's liking, through oneDNN's products."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     found = head(**settings).eval().to(device)
     x = rois(count).to(device)
     before = x.clone()

@@ -271,7 +271,7 @@ def ui(options: argparse.Namespace) -> int:
         raise UserError(f"--port: must lie in [1, 65535], but got {options.port}.")
     found = find_run(uri=uri, experiment=study.tracking.experiment or study.name, study_folder=folder)
     if found is None:
-        raise UserError(f"{study.name}: is not in MLflow at {folder}; 'headway run' puts it there.")
+        raise UserError(f"{study.name}: is not in MLflow at {folder}; 'headway run' puts it there in its first minute.")
     if uri.startswith("http"):
         print(f"The plot: {page_url(uri, *found)}")
         return 0

@@ -36,7 +36,7 @@ PATCHES = 128
 
 # Share of a level's sites above which dense convolutions of masked maps take less time than gathered rows.
 # Measured on a CPU (benchmarks/heads/queries.py); not measured on CUDA.
-DENSE_SHARE = 0.75
+DENSE_SHARE = 0.85
 
 # What the query head learns
 

@@ -1098,7 +1098,7 @@ def test_when_it_falls_back() -> None:
     head = head_of("RetinaHead")
     x = features(head, (160, 224))
     height, width = x[0].shape[2:]
-    for rows, dense in ((int(0.75 * height), False), (int(0.75 * height) + 1, True)):
+    for rows, dense in ((int(0.85 * height), False), (int(0.85 * height) + 1, True)):
         mask = torch.zeros(1, height, width, dtype=torch.bool)
         mask[:, :rows] = True
         keys, sites = find_sites(mask & (torch.arange(width) == 0), mask)

@@ -380,27 +380,27 @@ class _Trial:
         # Detectors that find more suppress more: both are untrained, whatever training starts from.
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self._untrained)
-        latency = speed.measure(
-            model.to(asked.device),
-            base.to(asked.device),
-            speed.make_inputs(asked.size, asked.batch),
-            pairs=asked.pairs,
-            seconds=asked.seconds,
-            device=asked.device,
-            postprocess=asked.postprocess,
-            lease=asked.lease,
-            watch=watch,
-        )
-        spent = timemap.note(
-            model,
-            lambda prepared, device: speed.detector_pass(
-                prepared,
-                speed.placed(speed.make_inputs(asked.size, asked.batch), device),
+        # One lease for both: who waits for it in between waits as long as another's whole measurement.
+        with speed.exclusive(asked.lease) as waited:
+            latency = speed.measure(
+                model.to(asked.device),
+                base.to(asked.device),
+                speed.make_inputs(asked.size, asked.batch),
+                pairs=asked.pairs,
+                seconds=asked.seconds,
+                device=asked.device,
                 postprocess=asked.postprocess,
-            ),
-            device=asked.device,
-            lease=asked.lease,
-        )
+                watch=watch,
+            )
+            spent = timemap.note(
+                model,
+                lambda prepared, device: speed.detector_pass(
+                    prepared,
+                    speed.placed(speed.make_inputs(asked.size, asked.batch), device),
+                    postprocess=asked.postprocess,
+                ),
+                device=asked.device,
+            )
         model.to(self._request.device).load_state_dict(start)
         self._untrained = {}
         ratios = {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
@@ -417,6 +417,7 @@ class _Trial:
             measured_ms=latency.candidate_ms,
         )
         attrs = {"speed_device": device_name(asked.device), "speed_threads": self._request.threads, **watch.attrs}
+        attrs["speed_waited"] = round(waited, 3)
         attrs |= spent
         self._report("timed", 0, metrics, attrs)
 
@@ -498,26 +499,26 @@ class _Trial:
                     base.load_state_dict(trained)
                 images = sweep.validation_images(config, model, asked.speed.size, asked.speed.batch, asked.images)
             watch = foreign.watch(request, asked.speed)
-            latency = speed.measure_on_images(
-                model.to(asked.speed.device),
-                base.to(asked.speed.device),
-                images,
-                pairs=asked.speed.pairs,
-                seconds=asked.speed.seconds,
-                device=asked.speed.device,
-                lease=asked.speed.lease,
-                watch=watch,
-            )
+            with speed.exclusive(asked.speed.lease):
+                latency = speed.measure_on_images(
+                    model.to(asked.speed.device),
+                    base.to(asked.speed.device),
+                    images,
+                    pairs=asked.speed.pairs,
+                    seconds=asked.speed.seconds,
+                    device=asked.speed.device,
+                    watch=watch,
+                )
+                spent = timemap.note(
+                    model,
+                    functools.partial(speed.images_pass, images=images[:_MAPPED]),
+                    device=asked.speed.device,
+                )
             metrics = {"latency_ratio": latency.ratio, "latency_ratio_q1": latency.q1, "latency_ratio_q3": latency.q3}
             metrics |= {"latency_pairs": float(latency.pairs), "measured_ms": latency.candidate_ms}
             metrics |= cost.count_predict(model, images)
             attrs = {"index": index, "images": len(images), "reference_trained": trained is not None, **watch.attrs}
-            attrs |= timemap.note(
-                model,
-                functools.partial(speed.images_pass, images=images[:_MAPPED]),
-                device=asked.speed.device,
-                lease=asked.speed.lease,
-            )
+            attrs |= spent
             self._report("swept", request.epochs, {**accuracy, **metrics}, attrs)
         if asked.speed is not None:
             _in_lane(request, "speed")

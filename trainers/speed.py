@@ -256,8 +256,8 @@ def detector_pass(model: Any, inputs: Tensor, *, postprocess: bool) -> Pass:
 
 
 @contextmanager
-def exclusive(path: str | None) -> Iterator[None]:
-    """Holds the machine's lease for measurements; waits for whoever has it.
+def exclusive(path: str | None) -> Iterator[float]:
+    """Holds the machine's lease for measurements; waits for whoever has it, and gives the seconds that it waited.
 
     The kernel frees the lock when its holder dies, however it dies.
 
@@ -265,14 +265,15 @@ def exclusive(path: str | None) -> Iterator[None]:
         path: Lock file, made where it is missing; ``None`` for no lease.
     """
     if path is None:
-        yield
+        yield 0.0
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="ascii") as file:
+        begin = time.monotonic()
         with heartbeat.waiting():
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            yield
+            yield time.monotonic() - begin
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 

@@ -99,14 +99,13 @@ def map_time(passes: Sequence[tuple[Any, speed.Pass]], *, device: str, rounds: i
     return [cutter.summed() for cutter in makers]
 
 
-def note(model: Any, run: Callable[[Any, str], speed.Pass], *, device: str, lease: str | None) -> dict[str, Any]:
-    """Gives what a trial keeps of where its time goes, few passes long.
+def note(model: Any, run: Callable[[Any, str], speed.Pass], *, device: str) -> dict[str, Any]:
+    """Gives what a trial keeps of where its time goes, few passes long; they belong under its measurement's lease.
 
     Args:
         model: The detector on its device; left as it is, a prepared copy is timed.
         run: Makes the pass of the prepared copy on the device.
         device: ``cpu`` or ``cuda``.
-        lease: Path of the lock file that makes measurements exclusive on this machine.
 
     Returns:
         ``time`` with ``parts`` (see ``TimeMap.shares``), ``overhead`` and ``passes``; or ``time_note``, why there is
@@ -114,8 +113,7 @@ def note(model: Any, run: Callable[[Any, str], speed.Pass], *, device: str, leas
     """
     try:
         prepared = speed.prepare(model, device)
-        with speed.exclusive(lease):
-            (found,) = map_time([(prepared, run(prepared, device))], device=device)
+        (found,) = map_time([(prepared, run(prepared, device))], device=device)
     except Exception as error:  # whatever the code of a base does that is built otherwise
         return {"time_note": f"no map of the time: {type(error).__name__}: {error}"[:500]}
     return {"time": {"parts": found.shares(), "overhead": round(found.overhead, 4), "passes": found.passes}}

@@ -6,9 +6,10 @@
 The time that counts is that of the places trials run in: as many as run side by side, each from the begin of the run
 to its end. Of that, *training* is what epochs took with their validations, *latency* the measurement of an
 architecture, and the rest is outside: the driver and Ray starting, processes and their imports, building and counting a
-design, what an epoch's report waits for, drawing a trial's pictures, and a place that waits for a trial or stays empty
-at the end. While the baseline is measured all other places wait for it; that is *waiting for the baseline*. With
-``--elapsed`` the *command*'s own imports before the first event and Ray's end after the last one count as well.
+design, waiting for the lease while another latency is measured, what an epoch's report waits for, drawing a trial's
+pictures, and a place that waits for a trial or stays empty at the end. While the baseline is measured all other places
+wait for it; that is *waiting for the baseline*. With ``--elapsed`` the *command*'s own imports before the first event
+and Ray's end after the last one count as well.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def shares(events: list[dict[str, Any]], elapsed: float | None = None) -> dict[s
     Returns:
         ``places``, ``trials``, ``wall`` (s), and of the places' time (s): ``whole``, ``training``, ``latency``,
         ``baseline`` (others wait for its latency), ``start`` (of the driver and Ray), ``build`` (of processes and
-        designs), ``rest`` (within trials), ``end`` (places that are empty at the end), ``between`` (trials) and
-        ``command`` (before the first event and after the last one).
+        designs), ``lease`` (another's measurement), ``rest`` (within trials), ``end`` (places that are empty then),
+        ``between`` (trials) and ``command`` (before the first event and after the last one).
 
     Raises:
         ValueError: The study was not run to its end, or more than once; or not within ``elapsed``.
@@ -61,17 +62,19 @@ def shares(events: list[dict[str, Any]], elapsed: float | None = None) -> dict[s
             trial["counted"] = event["time"]
         elif event["event"] == "figures" and "latency_ratio" in metrics:
             trial["timed"] = event["time"]
+            trial["waited"] = (event.get("attrs") or {}).get("speed_waited", 0.0)
         elif event["event"] == "ended":
             trial["ended"] = event["at"]
     trials = [trial for trial in of.values() if "ended" in trial]
     known = min(trial["timed"] for trial in trials)
-    found = {"training": 0.0, "latency": 0.0, "build": 0.0, "rest": 0.0}
+    found = {"training": 0.0, "latency": 0.0, "build": 0.0, "lease": 0.0, "rest": 0.0}
     for trial in trials:
         counted = trial.get("counted", trial["started"])
         latency = max(trial.get("timed", counted) - counted, 0.0)
         build = counted - trial["started"]
         found["training"] += trial["training"]
-        found["latency"] += latency
+        found["latency"] += latency - trial["waited"]
+        found["lease"] += trial["waited"]
         found["build"] += build
         found["rest"] += trial["ended"] - trial["started"] - build - latency - trial["training"]
     started = min(trial["started"] for trial in trials)
@@ -99,7 +102,7 @@ def main() -> int:
         return 2
     outside = found["whole"] - found["training"] - found["latency"]
     print(f"{found['trials']} trials, {found['places']} places, {found['wall']:.0f} s")
-    for name in ("training", "latency", "start", "baseline", "build", "rest", "between", "end", "command"):
+    for name in ("training", "latency", "start", "baseline", "build", "lease", "rest", "between", "end", "command"):
         print(f"{name:>9} {found[name]:8.1f} s {found[name] / found['whole']:7.1%}")
     print(f"  outside {outside:8.1f} s {outside / found['whole']:7.1%}")
     if asked.out:

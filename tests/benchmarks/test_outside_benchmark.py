@@ -12,7 +12,8 @@ def log():
     for number, started, end in ((0, 6.0, 90.0), (1, 20.0, 50.0), (2, 52.0, 98.0)):
         yield {"time": started + 0.1, "event": "started", "trial": number, "at": started}
         yield {"time": started + 9, "event": "figures", "trial": number, "metrics": {"gmacs": 1.0}}
-        yield {"time": started + 14, "event": "figures", "trial": number, "metrics": {"latency_ratio": 1.0}}
+        waited = {"attrs": {"speed_waited": 1.5}} if number == 2 else {}
+        yield {"time": started + 14, "event": "figures", "trial": number, "metrics": {"latency_ratio": 1.0}, **waited}
         for epoch in (1, 2):
             taken = {"train_seconds": (end - started - 20) / 2, "val_seconds": 1.0}
             yield {"time": started + 30, "event": "epoch", "trial": number, "epoch": epoch, "metrics": taken}
@@ -26,7 +27,8 @@ def test_every_second_of_every_place_is_counted_once():
     assert found["start"] == 2 * 6
     assert found["baseline"] == 14
     assert found["build"] == 3 * 9
-    assert found["latency"] == 3 * 5
+    assert found["latency"] == 3 * 5 - 1.5
+    assert found["lease"] == 1.5
     assert found["training"] == (64 + 2) + (10 + 2) + (26 + 2)
     assert found["rest"] == (84 + 30 + 46) - 27 - 15 - found["training"]
     assert found["end"] == (100 - 98) + (100 - 90)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,16 @@ def stop_after_one(report: TrialReport) -> bool:
     return report.phase == "epoch" and report.epoch == 1
 
 
-def test_reports_are_complete_and_ordered(request_: TrialRequest) -> None:
-    request = replace(request_, speed=SpeedRequest(size=(64, 64), pairs=2, seconds=0.0))
+def test_reports_are_complete_and_ordered(request_: TrialRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases = []
+
+    @contextmanager
+    def lease(path: str | None) -> Iterator[float]:
+        leases.append(path)
+        yield 0.5
+
+    monkeypatch.setattr(speed, "exclusive", lease)
+    request = replace(request_, speed=SpeedRequest(size=(64, 64), pairs=2, seconds=0.0, lease="lease"))
     reports = run(request)
     assert phases(reports) == [("counted", 0), ("timed", 0), ("epoch", 1), ("epoch", 2), ("done", 2)]
     counted, timed, first, second, done = reports
@@ -94,6 +103,8 @@ def test_reports_are_complete_and_ordered(request_: TrialRequest) -> None:
     assert timed.metrics["latency_ratio"] == timed.metrics["latency_ratio_q1"] == 1.0
     assert timed.metrics["aa_ratio_q1"] <= timed.metrics["aa_ratio"] <= timed.metrics["aa_ratio_q3"]
     assert timed.metrics["reference_ms"] > 0 and timed.metrics["latency_pairs"] == 2
+    # The map of the time is made under the same lease.
+    assert (list(filter(None, leases)), timed.attrs["speed_waited"]) == (["lease"], 0.5)
     spent = timed.attrs["time"]["parts"]
     assert sum(row["share"] for row in spent) == pytest.approx(1, abs=1e-3)
     assert {"backbone", "neck", "towers", "projections", "decoding"} <= {row["part"] for row in spent}

@@ -66,18 +66,19 @@ def test_the_lease_excludes(tmp_path: Path) -> None:
     path = str(tmp_path / "locks" / "speed")
 
     def other() -> None:
-        with speed.exclusive(path):
-            order.append("other")
+        with speed.exclusive(path) as waited:
+            order.append("other" if 0.1 < waited < 5 else f"other waited {waited} s")
 
-    with speed.exclusive(path):
+    with speed.exclusive(path) as waited:
+        assert waited < 0.1
         thread = threading.Thread(target=other)
         thread.start()
         time.sleep(0.2)
         order.append("first")
     thread.join(timeout=5)
     assert order == ["first", "other"]
-    with speed.exclusive(None):
-        pass
+    with speed.exclusive(None) as waited:
+        assert waited == 0
 
 
 def build(base: str, **head: Any) -> Any:

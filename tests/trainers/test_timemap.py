@@ -127,7 +127,7 @@ def test_a_trial_keeps_shares_or_why_there_are_none() -> None:
     def broken(prepared: Any, device: str) -> Any:
         return lambda: prepared.bbox_head.nothing
 
-    told = timemap.note(model, broken, device="cpu", lease=None)
+    told = timemap.note(model, broken, device="cpu")
     assert "nothing" in told["time_note"] and "time" not in told
 
 

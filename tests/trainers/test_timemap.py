@@ -119,7 +119,6 @@ def test_a_trial_keeps_shares_or_why_there_are_none() -> None:
         model,
         lambda prepared, device: speed.detector_pass(prepared, speed.make_inputs(SIZE, 1), postprocess=False),
         device="cpu",
-        lease=None,
     )["time"]
     assert found["passes"] == 2 and "decoding" not in {row["part"] for row in found["parts"]}
     assert {row["level"] for row in found["parts"] if row["part"] == "towers"} == set(count(model, SIZE).macs_levels)

@@ -210,8 +210,10 @@ def run(
         records = confirmed(store)
         check_speed_device(store, records, plan.speed_device)
         progress = Progress(study, sum(_counts(record) for record in records), sys.stderr)
-        stack.callback(tracker.settled)
-        tracker.begin(records, unhurried=study.tracking.uri is None)  # which is in the study's folder
+        own = study.tracking.uri is None  # in the study's folder
+        if own:
+            stack.callback(tracker.settled)
+        tracker.begin(records, unhurried=own)
         begun(log, study, address, share)
         write_study(folder, study)
 

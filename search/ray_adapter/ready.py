@@ -19,7 +19,8 @@ def _get_ready() -> None:
     with open(os.environ[READY_LEASE], "a", encoding="ascii") as lease:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        Path(os.environ[READY_BOOK], str(os.getpid())).touch()
+        with contextlib.suppress(OSError):  # one that is started later is not waited for
+            Path(os.environ[READY_BOOK], str(os.getpid())).touch()
         from search.ray_adapter.trial import imported
 
         imported(os.environ[READY_TRAINER])

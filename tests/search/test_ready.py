@@ -78,12 +78,12 @@ def test_ray_waits_for_those_that_sign(tmp_path, monkeypatch):
         pass  # those that never come are not waited for any longer
 
 
-def get_ready(folder: Path, trainer: str) -> str:
+def get_ready(folder: Path, trainer: str, book: Path | None = None) -> str:
     lease, note = folder / "lease", folder / "note"
     lease.touch()
     (folder / "noting_trainer.py").write_text(TRAINER.format(lease=str(lease), note=str(note)))
     environment = {**os.environ, "PYTHONPATH": str(folder), READY_TRAINER: trainer, READY_LEASE: str(lease)}
-    environment[READY_BOOK] = str(folder)
+    environment[READY_BOOK] = str(book or folder)
     code = (
         "import search.ray_adapter.ready, sys; from search.ray_adapter.trial import imported;"
         "print(imported.cache_info().currsize, sorted({'mlflow', 'optuna', 'sqlalchemy'} & set(sys.modules)))"
@@ -92,7 +92,7 @@ def get_ready(folder: Path, trainer: str) -> str:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert (folder / str(process.pid)).exists()
+    assert (folder / str(process.pid)).exists() == (book is None)
     return out.strip()
 
 
@@ -111,3 +111,8 @@ def test_while_one_is_measured_it_does_not_wait(tmp_path):
 
 def test_a_trainer_that_cannot_be_imported_is_left_to_the_trial(tmp_path):
     assert get_ready(tmp_path, "no_such_module:train") == "0 []"
+
+
+def test_one_that_comes_when_nobody_waits_any_more_gets_ready_too(tmp_path):
+    assert get_ready(tmp_path, "noting_trainer:train", book=tmp_path / "gone") == "1 []"
+    assert (tmp_path / "note").read_text() == "held"

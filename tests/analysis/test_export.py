@@ -164,7 +164,8 @@ def test_contents(slim: Path, receipt: dict[str, Any], trained: Trained) -> None
     files = {path.relative_to(slim).as_posix() for path in slim.rglob("*") if path.is_file()}
     package = next((slim / "heads").iterdir()).name
     assert re.fullmatch(r"heads_[0-9a-f]{8}", package)
-    code = {f"heads/{package}/{name}.py" for name in ("__init__", "modules", "dcn", "dcn_sampling", "slimhead")}
+    names = ("__init__", "modules", "products", "dcn", "dcn_sampling", "slimhead")
+    code = {f"heads/{package}/{name}.py" for name in names}
     pictures = {f"detections/{number}.jpg" for number in (1, 2, 3)}
     text = {"config.py", "baseline.py", "README.md", "receipt.json"}
     assert files == {"weights.pth", "model.onnx"} | text | code | pictures

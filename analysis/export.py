@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.bundle.config import bundle_config, network_config, own_modules, palette, read_trial_config
+from analysis.bundle.config import bundle_config, detector_type, network_config, own_modules, palette, read_trial_config
 from analysis.bundle.data import ValidationData, read_validation, remember, some_images
 from analysis.bundle.drawing import draw
 from analysis.bundle.heads import copy_heads
@@ -83,7 +83,7 @@ def export_bundle(
     heads = copy_heads(ours)
     reference = None
     if baseline is not None and not record.baseline and not on_images(record.knobs):
-        reference = network_config(read_trial_config(study_folder / baseline.folder / "config.py"))
+        reference = network_config(read_trial_config(study_folder / baseline.folder / "config.py"), heads)
 
     with _published(out) as folder:
         text = bundle_config(
@@ -110,7 +110,7 @@ def export_bundle(
             latency=latency_section(record, baseline, study, has_config=reference is not None),
             onnx=write_onnx(folder, onnx, record.knobs, validation),
         )
-        _write(folder / "README.md", make_readme(receipt, str(config["model"]["type"]), heads.package))
+        _write(folder / "README.md", make_readme(receipt, detector_type(config), heads.package))
         receipt["files"] = hash_files(folder)
         _write(folder / NAME, json.dumps(receipt, indent=2, allow_nan=False) + "\n")
     remember(validation)

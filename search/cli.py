@@ -14,6 +14,7 @@ from typing import Any
 
 from spaces.errors import CutShort, HeadwayError, UserError, without_credentials
 from trainers import faults
+from trainers.contract import DTYPES
 from trainers.means import importing
 
 
@@ -235,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         size,
         ("--latency", {"action": "store_true", "help": "measure latency, interleaved with --against (or itself)"}),
         ("--pairs", {"type": int, "default": 10, "help": "least number of interleaved pairs (default: 10)"}),
+        ("--dtype", {"choices": DTYPES, "default": "float32", "help": "what is timed predicts in it (default: float32)"}),
         json,
     )
     add(

@@ -526,7 +526,12 @@ def profile(options: argparse.Namespace) -> None:
         from trainers.profile import profile_config
 
         found = profile_config(
-            options.config, against=options.against, size=size, latency=options.latency, pairs=options.pairs
+            options.config,
+            against=options.against,
+            size=size,
+            latency=options.latency,
+            pairs=options.pairs,
+            dtype=options.dtype,
         )
     if options.json:
         _emit(found)

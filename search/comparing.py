@@ -108,6 +108,7 @@ def _terms(study: Study, records: Sequence[TrialRecord], validation: Mark, train
     tall, wide = study.speed_size
     device = attrs.get("speed_device") or attrs.get("speed_kind") or "an unknown device"
     threads = attrs.get("speed_threads")
+    dtype = "" if study.speed.dtype == "float32" else f", {study.speed.dtype}"
     return Terms(
         validation=validation,
         training_data=training,
@@ -115,7 +116,8 @@ def _terms(study: Study, records: Sequence[TrialRecord], validation: Mark, train
         image=f"{width}x{height}",
         base=study.base,
         training=_training(study),
-        input=f"{tall}x{wide}, batch {study.speed.batch}, post-processing {'on' if study.speed.postprocess else 'off'}",
+        input=f"{tall}x{wide}, batch {study.speed.batch}, post-processing {'on' if study.speed.postprocess else 'off'}"
+        f"{dtype}",
         device=f"{device}, {threads} thread{'s' if threads != 1 else ''}" if threads else str(device),
     )
 

@@ -264,6 +264,7 @@ class Conductor:
             backbone=study.weights.backbone,
             seed=study.seed,
             device=self._device,
+            dtype=study.speed.dtype,
             threads=self._threads,
             speed=speed,
             count_size=study.speed_size,

@@ -299,6 +299,7 @@ def _request(study: Study, folder: Path, data: DataRequest, share: Resources, tr
         backbone=study.weights.backbone,
         seed=training.seed,
         device=share.device,
+        dtype=study.speed.dtype,
         threads=share.cpus,
         heartbeat=study.heartbeat_seconds,
         count_size=study.speed_size,

@@ -159,6 +159,7 @@ def make_plan(study: Study) -> Plan:
                 backbone=study.weights.backbone,
                 seed=study.seed,
                 device=share.device,
+                dtype=study.speed.dtype,
                 threads=share.cpus,
                 count_size=study.speed_size,
             )

@@ -238,8 +238,9 @@ def print_profile(found: Mapping[str, Any], config: str, against: str | None) ->
     console.print(table)
     latency = found.get("latency")
     if latency:
+        dtype = "" if latency["dtype"] == "float32" else f" in {latency['dtype']}"
         console.print(
-            f"Latency on {latency['device']}: {latency['ratio']:.3f} of {against or 'itself (A/A)'} "
+            f"Latency on {latency['device']}{dtype}: {latency['ratio']:.3f} of {against or 'itself (A/A)'} "
             f"(quartiles {latency['q1']:.3f}-{latency['q3']:.3f}, {latency['pairs']} interleaved pairs), "
             f"that is {latency['speedup']:.2f} times as fast; multiply-adds alone would allow "
             f"{latency['bound_by_macs']:.2f}, bytes alone {latency['bound_by_bytes']:.2f}. "

@@ -164,10 +164,24 @@ def add_mixin(model: dict[str, Any], mixin: Mapping[str, Any]) -> dict[str, Any]
     return model
 
 
-def imports(knobs: Mapping[str, Any]) -> list[str]:
+def compute_in(model: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Has a detector predict in a shorter type than it is trained in; see ``spaces.autocast``.
+
+    Args:
+        model: A ``model`` config, patched.
+        dtype: ``float32``, which leaves it as it is, ``bfloat16`` or ``float16``.
+    """
+    if dtype == "float32":
+        return dict(model)
+    name = "mmdet.AutocastDetector" if "." in model["type"] else "AutocastDetector"
+    return {**model, "type": name, "base_type": model["type"], "dtype": dtype}
+
+
+def imports(knobs: Mapping[str, Any], dtype: str = "float32") -> list[str]:
     """Modules that must be imported before the patched config is built (``custom_imports``)."""
     used = list(split(knobs))
-    return ["spaces.modules", *(families()[name].modules for name in used)] if used else []
+    found = ["spaces.modules", *(families()[name].modules for name in used)] if used else []
+    return found if dtype == "float32" else [*found, "spaces.autocast"]
 
 
 def check_built(model: Any, knobs: Mapping[str, Any]) -> None:

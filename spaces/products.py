@@ -1,4 +1,4 @@
-"""Products of many tiles of rows with one matrix."""
+"""Where a CPU may take oneDNN's shortcuts, and products of many tiles of rows with one matrix by it."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Matrix:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
         self.bias = bias
-        self._ordered = _by_onednn(weight)
+        self._ordered = by_onednn(weight)
         self.weight = _ONEDNN._reorder_linear_weight(weight, max(1, rows)) if self._ordered else weight
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -32,10 +32,11 @@ class Matrix:
         return F.linear(x, self.weight, self.bias)
 
 
-def _by_onednn(weight: Tensor) -> bool:
+def by_onednn(x: Tensor) -> bool:
+    """Whether oneDNN may be called past torch's own operators: nothing is differentiated, traced or cast on the way."""
     return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()

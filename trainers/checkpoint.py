@@ -29,6 +29,8 @@ def fingerprint(request: TrialRequest) -> str:
     data = value["data"]
     kept = {key: value[key] for key in ("base", "knobs", "epochs", "batch", "lr", "weights", "backbone", "seed")}
     kept.update(classes=data["classes"], size=data["size"])
+    if request.dtype != "float32":
+        kept["dtype"] = request.dtype  # the figures inside are of it
     if request.warm is not None:
         kept["warm_epochs"] = request.warm.epochs
     return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -124,7 +124,7 @@ def trial_config(request: TrialRequest, facts: DataFacts | None = None) -> Confi
     if keys:
         paramwise = schedule["optim_wrapper"].setdefault("paramwise_cfg", {})
         paramwise["custom_keys"] = {**paramwise.get("custom_keys", {}), **keys}
-    model = patching.apply(model, request.knobs)
+    model = patching.compute_in(patching.apply(model, request.knobs), request.dtype)
 
     config: dict[str, Any] = {
         "default_scope": "mmdet",
@@ -133,7 +133,7 @@ def trial_config(request: TrialRequest, facts: DataFacts | None = None) -> Confi
         **schedule,
         **_runtime(request),
     }
-    custom_imports = [*(base.get("custom_imports") or {}).get("imports", []), *patching.imports(request.knobs)]
+    custom_imports = [*(base.get("custom_imports") or {}).get("imports", []), *patching.imports(request.knobs, request.dtype)]
     if custom_imports:
         config["custom_imports"] = {"imports": custom_imports, "allow_failed_imports": False}
     if base.get("custom_hooks"):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 Phase = Literal["warm", "counted", "timed", "epoch", "learned", "swept", "done"]
 Lane = Literal["any", "train", "speed"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 class StopTrial(BaseException):
@@ -173,6 +175,8 @@ class TrialRequest:
         backbone: ``auto``, ``none`` or a path: where the backbone's pretrained weights come from.
         seed: Seeds weights, data order and augmentation.
         device: ``cpu`` or ``cuda``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``: what the detector computes in when it predicts, so what is
+            validated and timed; it trains as the base does.
         threads: CPU threads of this trial.
         workers: Data loader processes.
         speed: ``None`` when the latency of this architecture is known already.
@@ -199,6 +203,7 @@ class TrialRequest:
     backbone: str = "auto"
     seed: int = 0
     device: str = "cpu"
+    dtype: Dtype = "float32"
     threads: int = 1
     workers: int = 0
     speed: SpeedRequest | None = None

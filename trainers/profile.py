@@ -11,6 +11,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from spaces import patching
+from spaces.autocast import autocast
 from spaces.errors import HeadwayError, UserError
 from trainers import cost, speed, timemap
 from trainers.config import load_base, plain, set_classes
@@ -57,7 +58,13 @@ def count_patched(base: str, knobs: dict[str, Any], size: tuple[int, int], class
 
 
 def profile_config(
-    name: str, *, against: str | None, size: tuple[int, int], latency: bool, pairs: int = 10
+    name: str,
+    *,
+    against: str | None,
+    size: tuple[int, int],
+    latency: bool,
+    pairs: int = 10,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Counts a config, and times it where asked.
 
@@ -67,6 +74,7 @@ def profile_config(
         size: Height and width of the input in px.
         latency: Whether to measure the latency, interleaved with ``against``, or with a second build of itself.
         pairs: Least number of interleaved pairs.
+        dtype: What both predict in while they are timed: ``float32``, ``bfloat16`` or ``float16``.
 
     Returns:
         ``macs`` and ``params`` in units of one; ``against`` the same of the other config, with ``ratio`` (this / the
@@ -91,9 +99,11 @@ def profile_config(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         settle(len(os.sched_getaffinity(0)))
         inputs = speed.make_inputs(size, 1)
-        measured = speed.measure(model, other or build_named(name), inputs, pairs=pairs, seconds=0, device=device)
+        timed = [autocast(one, dtype) for one in (model, other or build_named(name))]
+        measured = speed.measure(*timed, inputs, pairs=pairs, seconds=0, device=device)
         found["latency"] = {
             "device": device,
+            "dtype": dtype,
             "ratio": measured.ratio,
             "q1": measured.q1,
             "q3": measured.q3,

@@ -96,22 +96,30 @@ def bundle_config(trial: Mapping[str, Any], heads: Heads, classes: Sequence[str]
     return "\n".join(parts) + "\n"
 
 
-def network_config(trial: Mapping[str, Any]) -> str:
+def network_config(trial: Mapping[str, Any], heads: Heads) -> str:
     """Makes the text of a config with the network only, without weights or data: what a latency is compared with.
 
     Args:
-        trial: The config of a trial without network code of a family, the baseline's.
+        trial: The config of the baseline's trial.
+        heads: The network code of the bundle, with all that this network needs.
 
     Raises:
         HeadwayError: Something in it cannot be written down, or names a file of this machine.
     """
-    config = {key: trial[key] for key in ("default_scope", "model") if trial.get(key) is not None}
+    config = {key: heads.rename(trial[key]) for key in ("default_scope", "model") if trial.get(key) is not None}
     config["model"] = _without_pretrained(config["model"])
     _check_portable(config)
-    needed = own_modules(trial)[1]
-    if needed:
-        config = {"custom_imports": {"imports": needed, "allow_failed_imports": False}, **config}
-    return "".join(f"{key} = {_written(value, key, len(key) + 3, 0)}\n" for key, value in config.items())
+    ours, needed = own_modules(trial)
+    imports = [*needed, *([heads.package] if ours else [])]
+    if imports:
+        config = {"custom_imports": {"imports": imports, "allow_failed_imports": False}, **config}
+    lines = (f"{key} = {_written(value, key, len(key) + 3, 0)}\n" for key, value in config.items())
+    return "\n".join([*([_HEADS] if ours else []), "".join(lines)])
+
+
+def detector_type(config: Mapping[str, Any]) -> str:
+    """The detector of a config by its plain name, whatever type it predicts in."""
+    return str(config["model"].get("base_type") or config["model"]["type"])
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:

@@ -70,6 +70,7 @@ def latency_section(
         "size": {"height": height, "width": width},
         "batch": speed.get("batch", 1),
         "postprocess": speed.get("postprocess", True),
+        "dtype": speed.get("dtype", "float32"),
         "rounds": speed.get("pairs", 9),
         "seconds": speed.get("seconds", 5.0),
         "images": speed.get("images", 16) if on_images(record.knobs) else None,

@@ -40,6 +40,7 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
     tried = ("python", "torch", "mmcv", "mmengine", "mmdet")
     wheels = ", ".join(f"{packages.get(key, key)} {versions[key]}" for key in tried if key in versions)
     needs = ", ".join(receipt["needs"])
+    dtype = (receipt["study"].get("speed") or {}).get("dtype", "float32")
     code = (
         f"- `heads/{package}/`: the network code that mmdet does not have; `config.py` finds it by itself.\n"
         if package
@@ -69,6 +70,7 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
         'results, mmdet\'s `DetInferencer(model=f"{bundle}/config.py", weights=f"{bundle}/weights.pth")` takes the '
         "same two files.",
         "",
+        *_precision(dtype),
         *readme_lines(receipt),
         "## Put it elsewhere",
         "",
@@ -105,6 +107,18 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _precision(dtype: str) -> list[str]:
+    """What to know of a detector that predicts in another type than it was trained in."""
+    if dtype == "float32":
+        return []
+    return [
+        f"It predicts in {dtype} (torch's autocast; boxes are decoded in float32), as its accuracy and latency were "
+        f"measured: `dtype='{dtype}'` in `config.py`, which `--cfg-options model.dtype=float32` turns off. The weights "
+        "are float32, and so is an ONNX graph, whose runtime decides for itself.",
+        "",
+    ]
 
 
 def _few(classes: list[str]) -> str:

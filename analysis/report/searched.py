@@ -103,9 +103,11 @@ def _machine(found: Findings) -> str:
             if threads and "cpu" in seen("speed_kind")
             else ""
         )
+        dtype = speed.get("dtype", "float32")  # which studies of older versions do not say
         told.append(
             f"Latency on {listed(seen('speed_device'))}{cores}{shape}, batch {speed['batch']}, "
             f"{'with' if speed['postprocess'] else 'without'} decoding and NMS, interleaved with the baseline."
+            + ("" if dtype == "float32" else f" Detectors predict in {dtype}, where accuracy and latency are measured.")
         )
     versions: Mapping[str, str] = next(
         (trial.attrs["versions"] for trial in found.trials if trial.attrs.get("versions")), {}

@@ -38,11 +38,13 @@ sys.path[:0] = [] if os.environ.get("PYTHONPATH") else [str(HERE.parents[1])]
 import torch  # noqa: E402
 
 from benchmarks.heads.cases import CASES, Case  # noqa: E402
+from spaces.autocast import autocast  # noqa: E402
 from spaces.base import facts  # noqa: E402
 from spaces.errors import UserError, unknown  # noqa: E402
 from spaces.space import full_space  # noqa: E402
 from trainers import speed, traffic  # noqa: E402
 from trainers.config import load_base  # noqa: E402
+from trainers.contract import DTYPES  # noqa: E402
 from trainers.detector import device_name  # noqa: E402
 from trainers.means import settle  # noqa: E402
 from trainers.profile import build_patched  # noqa: E402
@@ -93,7 +95,14 @@ def jobs(
 
 
 def measure(
-    job: Job, *, device: str, pairs: int, seconds: float, lease: str | None = None, seed: int = 0
+    job: Job,
+    *,
+    device: str,
+    pairs: int,
+    seconds: float,
+    lease: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Measures one job.
 
@@ -104,6 +113,7 @@ def measure(
         seconds: Time after which no further pair is started once ``pairs`` are there.
         lease: Path of a lock file that makes measurements exclusive on this machine.
         seed: Of weights and images.
+        dtype: What both compute in: ``float32``, ``bfloat16`` or ``float16``.
 
     Returns:
         ``ratio`` (candidate / baseline) with ``q1`` and ``q3`` of the paired ratios and ``pairs``; ``speedup``, its
@@ -113,18 +123,23 @@ def measure(
     """
     case = job.case
     torch.manual_seed(seed)
-    models = [build_patched(case.base, design(case.base, knobs)) for knobs in (case.knobs, case.against)]
+    models = [
+        autocast(build_patched(case.base, design(case.base, knobs)), dtype) for knobs in (case.knobs, case.against)
+    ]
+    # Whole detectors see to it themselves; a part of one runs within it.
+    within = torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32" and job.part == "alone")
     notes = case.ready(*models) if case.ready else {}
     prepared = [speed.prepare(model, device) for model in models]
     del models
     inputs = speed.placed(speed.make_inputs(job.size or (320, 320), job.batch, seed), device)
-    with torch.no_grad():
+    with within, torch.no_grad():
         if job.part == "whole":
             passes = [speed.detector_pass(model, inputs, postprocess=True) for model in prepared]
         else:
             features = prepared[1].extract_feat(inputs)
             passes = [case.alone(model, features, inputs) for model in prepared]
-    done = [traffic.observe(model, one) for model, one in zip(prepared, passes, strict=True)]
+    with within:
+        done = [traffic.observe(model, one) for model, one in zip(prepared, passes, strict=True)]
     times: list[float] = []
     clock = speed.clock_of(device)
 
@@ -132,7 +147,7 @@ def measure(
         times.append(clock(function))
         return times[-1]
 
-    with speed.exclusive(lease), torch.inference_mode():
+    with speed.exclusive(lease), within, torch.inference_mode():
         for one in passes:
             one()
         found = speed.paired(*passes, pairs=pairs, seconds=seconds, clock=noting)
@@ -168,7 +183,7 @@ def design(base: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
 # --- The machine -----------------------------------------------------------------------------------------------------
 
 
-def machine(device: str, threads: int) -> dict[str, Any]:
+def machine(device: str, threads: int, dtype: str = "float32") -> dict[str, Any]:
     """Describes what the measurements depend on."""
     import psutil
 
@@ -191,6 +206,7 @@ def machine(device: str, threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,
+        **({} if dtype == "float32" else {"dtype": dtype}),
     }
     if device == "cuda":
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
@@ -198,12 +214,13 @@ def machine(device: str, threads: int) -> dict[str, Any]:
 
 
 def file_name(described: Mapping[str, Any]) -> str:
-    """Names a machine's file after it, ``amd-epyc_2-cores_1-thread.jsonl``."""
+    """Names a machine's file after it, ``amd-epyc_2-cores_1-thread_bfloat16.jsonl``."""
     name = re.sub("[^a-z0-9]+", "-", described["name"].lower()).strip("-")
+    kind = f"_{described['dtype']}" if "dtype" in described else ""
     if described["device"] == "cuda":
-        return f"{name}.jsonl"
+        return f"{name}{kind}.jsonl"
     threads = described["threads"]
-    return f"{name}_{described['cores']}-cores_{threads}-thread{'s' if threads > 1 else ''}.jsonl"
+    return f"{name}_{described['cores']}-cores_{threads}-thread{'s' if threads > 1 else ''}{kind}.jsonl"
 
 
 def commit() -> str:
@@ -296,6 +313,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="time for more pairs than these (default: 10)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what both compute in (default: float32)")
     parser.add_argument("--lease", help="lock file to hold during each measurement")
     parser.add_argument("--out", type=Path, help="results file (default: results/MACHINE.jsonl)")
     parser.add_argument("--again", action="store_true", help="measure again what is there; the newest counts")
@@ -318,14 +336,19 @@ def main(words: Sequence[str] | None = None) -> int:
         batches = [int(text) for text in options.batches.split(",")]
         wanted = list(jobs(chosen(options.cases), parts, sizes, batches))
         settle(options.threads)
-        described = machine(options.device, options.threads)
+        described = machine(options.device, options.threads, options.dtype)
         path = options.out or HERE / "results" / file_name(described)
         known = [{name: line[name] for name in KEY} for line in begin(path, described)]
         due = [job for job in wanted if options.again or job.key not in known]
         print(f"{path}: {len(due)} of {len(wanted)} to measure", file=sys.stderr)
         for number, job in enumerate(due, 1):
             found = measure(
-                job, device=options.device, pairs=options.pairs, seconds=options.seconds, lease=options.lease
+                job,
+                device=options.device,
+                pairs=options.pairs,
+                seconds=options.seconds,
+                lease=options.lease,
+                dtype=options.dtype,
             )
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             append(path, {**job.key, **found, "commit": commit(), "when": when})

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from analysis.record import Objective
 from search.study.figures import ACCURACIES, COSTS, Constraint
 from spaces.errors import choices
+from trainers.contract import Dtype
 
 # What the paths of data begin with in a study file that is made to be filled in.
 PLACEHOLDER = "path/to/"
@@ -204,6 +205,9 @@ class SpeedSection(_Section):
     """Images a pass."""
     postprocess: bool = True
     """Whether decoding and NMS are timed, too."""
+    dtype: Dtype = "float32"
+    """What detectors compute in when they are validated, timed, and run from a bundle (torch's autocast; boxes are decoded
+    in float32). They train as the base does, whatever this says."""
     pairs: Annotated[int, Field(ge=3, strict=True)] = 9
     """Least number of interleaved pairs, design and baseline."""
     images: Positive = 16

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from spaces.keyparts.detectors import PositionSensitiveRoIExtractor
+from spaces.products import by_onednn
 
 ALPHA = 0.5  # of equation 4
 EPSILON = 0.1
@@ -34,18 +35,6 @@ def normalise(confidences: Tensor, how: str) -> Tensor:
         return confidences.softmax(-1)
     largest = confidences.amax(-1, keepdim=True)
     return F.relu(confidences + ALPHA) / (F.relu(largest + ALPHA - 1) + 1 + EPSILON)
-
-
-def _lean(x: Tensor) -> bool:
-    """Whether the CPU's shortcuts hold: nothing is differentiated, traced or cast on the way."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
-        and torch.backends.mkldnn.is_available()
-    )
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -86,7 +75,7 @@ class ConcentrationBlock(nn.Module):
 
     def forward(self, x: Tensor, flat: Tensor | None = None) -> Tensor:
         """(n, C, h, w) to the same; ``flat`` is the same in the plain layout, where it is there already."""
-        if not _lean(x):
+        if not by_onednn(x):
             return x + self.restore(self.narrow(F.relu(x)))
         # The one convolution that oneDNN computes faster from the plain layout, by a third: it has groups.
         conv, out = self.narrow.conv, F.relu_(plain(x)) if flat is None else F.relu(flat)
@@ -179,7 +168,7 @@ class KeyPartBBoxHead(BBoxHead):
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(n, C, h, w) to class scores and box deltas; n may be 0."""
-        if _lean(x) and not self.training and not self.keep and len(x):
+        if by_onednn(x) and not self.training and not self.keep and len(x):
             return self._predict_lean(self._all_features(x, TILE * torch.get_num_threads()))
         out = self.dropout(torch.cat(self._features(x), 1))
         for layer in self.fcs:
@@ -188,7 +177,7 @@ class KeyPartBBoxHead(BBoxHead):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """(n, C, h, w) to what the predictions read, (n, K * C), (n, K * N) and (n, C/4 * L * L)."""
-        flat = x.contiguous() if _lean(x) else None
+        flat = x.contiguous() if by_onednn(x) else None
         if x.device.type == "cpu" and not torch.jit.is_tracing():
             # RoIs come in the plain layout, in which a CPU's convolutions and pooling take twice the time.
             x = x.contiguous(memory_format=torch.channels_last) if flat is None else channels_last(flat)

@@ -17,6 +17,7 @@ FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("
 MODULES = (
     "spaces/modules.py",
     "spaces/products.py",
+    "spaces/autocast.py",
     "spaces/*/modules.py",
     "spaces/*/backbones.py",
     "spaces/*/detectors.py",

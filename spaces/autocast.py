@@ -1,0 +1,199 @@
+"""Detectors that compute in a shorter type when they predict, as torch's autocast decides, and decode in float32."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from mmcv.ops import DeformConv2d, DeformRoIPool, ModulatedDeformConv2d, RoIAlign, RoIAlignRotated, RoIPool
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+# mmcv's operators lack bfloat16 on every device and float16 on CPUs.
+_SINGLE = (RoIAlign, RoIAlignRotated, RoIPool, DeformRoIPool, DeformConv2d, ModulatedDeformConv2d)
+# Computed in the shorter type throughout.
+_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+@MODELS.register_module()
+def AutocastDetector(base_type: str, dtype: str, **kwargs) -> nn.Module:  # noqa: N802
+    """Builds the detector ``base_type`` and has it predict in ``dtype``; see ``autocast``.
+
+    Args:
+        base_type: Registered type of the detector.
+        dtype: ``bfloat16`` or ``float16``.
+        **kwargs: Arguments of the detector.
+    """
+    return autocast(MODELS.build({"type": base_type, **kwargs}), dtype)
+
+
+def autocast(model: nn.Module, dtype: str) -> nn.Module:
+    """Has a detector predict in a shorter type, in place; its weights, and training, stay as they are.
+
+    Convolutions and products run in ``dtype``, and what torch deems in need of it in float32. From the heads' outputs on
+    all is float32: bfloat16 knows every eighth pixel only at 1,344. RoIs are pooled, and mmcv's deformable convolutions
+    computed, in float32.
+
+    Args:
+        model: An mmdet detector, built.
+        dtype: ``bfloat16``, ``float16``, or ``float32``, which changes nothing.
+
+    Returns:
+        ``model``.
+    """
+    if dtype == "float32":
+        return model
+    layers, single = [], set()
+    for module in model.modules():
+        kind = type(module)
+        if isinstance(module, _SINGLE) and kind.__module__.startswith("mmcv."):
+            single.update(module.modules())
+            module.__class__ = _mixed(_Single, kind)
+        elif isinstance(module, _LAYERS) and kind.__module__.startswith(("torch.nn.", "mmcv.cnn.")):
+            layers.append(module)
+        elif isinstance(module, BaseRoIExtractor):
+            module.__class__ = _mixed(_Extractor, kind)
+        elif hasattr(kind, "predict_by_feat"):
+            module.__class__ = _mixed(_Head, kind)
+    model.__class__ = _mixed(_Detector, type(model))
+    model.short = ShortWeights([layer for layer in layers if layer not in single], getattr(torch, dtype))
+    return model
+
+
+@lru_cache(maxsize=None)
+def _mixed(mixin: type, kind: type) -> type:
+    # By the name of its class mmengine finds what to initialise how.
+    return type(kind.__name__, (mixin, kind), {})
+
+
+class ShortWeights:
+    """Lends layers their weights in a shorter type, made once and again when the weights changed.
+
+    Autocast by itself makes them in each pass: a quarter of the time of a GFL-R50 at 320x320 on a CPU with AMX.
+
+    Args:
+        layers: Whose ``weight`` and ``bias`` are lent.
+        dtype: The type.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._layers = list(layers)
+        self._made: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Where nothing is differentiated, layers have the shorter weights within."""
+        own: list[tuple[nn.Module, str, Tensor]] = []
+        try:
+            for index, layer in enumerate(self._layers if not torch.is_grad_enabled() else ()):
+                for name in ("weight", "bias"):
+                    value = layer._parameters[name]
+                    if value is not None and value.dtype == torch.float32:
+                        own.append((layer, name, value))
+                        layer._parameters[name] = self._short(index, name, value)
+            yield
+        finally:
+            for layer, name, value in own:
+                layer._parameters[name] = value
+
+    def _short(self, index: int, name: str, value: Tensor) -> Tensor:
+        now = 0 if value.is_inference() else value._version
+        source, version, made = self._made.get((index, name), (None, 0, value))
+        if source is not value or version != now or made.device != value.device:
+            made = value.detach().to(self.dtype)
+            self._made[index, name] = (value, now, made)
+        return made
+
+
+class _Detector:
+    """Runs the network of a detector in a shorter type where it predicts."""
+
+    def predict(self, batch_inputs: Tensor, *args, **kwargs):
+        """As the detector's own."""
+        with self._short(batch_inputs):
+            return super().predict(batch_inputs, *args, **kwargs)
+
+    def _forward(self, batch_inputs: Tensor, *args, **kwargs):
+        with self._short(batch_inputs):
+            return _single(super()._forward(batch_inputs, *args, **kwargs))
+
+    @contextmanager
+    def _short(self, x: Tensor) -> Iterator[None]:
+        with torch.autocast(_device(x), dtype=self.short.dtype), self.short.lent():
+            yield
+
+
+class _Head:
+    """Gives a head's outputs, and decodes them, in float32."""
+
+    def forward(self, *args, **kwargs):
+        """As the head's own."""
+        found = super().forward(*args, **kwargs)
+        return found if self.training else _single(found)
+
+    def predict_by_feat(self, *args, **kwargs):
+        """As the head's own."""
+        return _in_single(super().predict_by_feat, args, kwargs)
+
+    def _predict_by_feat_single(self, *args, **kwargs):
+        # Heads that take the sites apart themselves begin here.
+        return _in_single(super()._predict_by_feat_single, args, kwargs)
+
+    def regress_by_class(self, *args, **kwargs):
+        """As the head's own: a cascade's next RoIs."""
+        return _in_single(super().regress_by_class, args, kwargs)
+
+    def deform_sampling(self, *args, **kwargs):
+        """As TOOD's own, by mmcv's deformable convolution."""
+        return _in_single(super().deform_sampling, args, kwargs)
+
+
+class _Extractor:
+    """Takes what RoIs are pooled from in float32, the type that the operators pool in."""
+
+    def forward(self, *args, **kwargs):
+        """As the extractor's own."""
+        return super().forward(*_single(args), **_single(kwargs))
+
+
+class _Single:
+    """Computes in float32."""
+
+    def forward(self, *args, **kwargs):
+        """As the operator's own."""
+        return _in_single(super().forward, args, kwargs)
+
+
+def _in_single(function: Any, args: Any, kwargs: Any) -> Any:
+    args, kwargs = _single(args), _single(kwargs)
+    device = next((_device(value) for value in _tensors(args, kwargs)), "cpu")
+    with torch.autocast(device, enabled=False):
+        return function(*args, **kwargs)
+
+
+def _single(value: Any) -> Any:
+    """Copies nested tuples, lists and dicts with short tensors made float32; all else is left as it is."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    if type(value) in (tuple, list):
+        return type(value)(_single(item) for item in value)
+    if type(value) is dict:
+        return {key: _single(item) for key, item in value.items()}
+    return value
+
+
+def _tensors(*values: Any) -> Any:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(*value)
+        elif isinstance(value, dict):
+            yield from _tensors(*value.values())
+
+
+def _device(x: Tensor) -> str:
+    return "cpu" if x.is_meta else x.device.type

@@ -1,0 +1,115 @@
+"""Detectors that predict in a shorter type and decode in float32."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from spaces import patching
+from spaces.autocast import autocast
+from trainers.config import load_base, plain
+from trainers.detector import build_model
+from trainers.speed import placed, prepare
+
+SHAPE = (96, 1344)  # so wide that bfloat16 knows every eighth pixel at its end only
+
+
+def config(name: str = "gfl_nano") -> dict[str, Any]:
+    return dict(plain(load_base(f"headway::{name}")["model"]))
+
+
+def build(dtype: str = "float32", name: str = "gfl_nano") -> Any:
+    content = {"model": patching.compute_in(config(name), dtype)}
+    content["custom_imports"] = {"imports": patching.imports({}, dtype), "allow_failed_imports": False}
+    model = build_model(Config(content), seed=0)
+    with torch.no_grad():
+        for parameter in model.bbox_head.parameters():
+            # Far from the start, where all scores are 0.01: with boxes, and with a spread of sizes.
+            if parameter.ndim == 4:
+                parameter.mul_(3)
+        model.bbox_head.gfl_cls.bias.zero_()
+    return model.eval()
+
+
+def given() -> tuple[Tensor, list[DetDataSample]]:
+    meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), SHAPE)
+    samples = [DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})]
+    images = torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return placed(images, "cpu"), samples
+
+
+def test_float32_is_the_base_itself() -> None:
+    assert patching.compute_in(config(), "float32") == config()
+    assert patching.imports({}, "float32") == []
+    model = build()
+    kinds = [type(module) for module in model.modules()]
+    assert autocast(model, "float32") is model
+    assert [type(module) for module in model.modules()] == kinds
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@torch.no_grad()
+def test_the_network_computes_in_it_and_boxes_are_decoded_in_float32(dtype: str) -> None:
+    plain_, short = build(), build(dtype)
+    images, samples = given()
+    with torch.autocast("cpu", dtype=getattr(torch, dtype)):
+        wanted = plain_.bbox_head(plain_.extract_feat(images))
+    # Scores as they come; GFL's distances went through a learned factor, which is float32.
+    assert {out.dtype for out in wanted[0]} == {getattr(torch, dtype)}
+    wanted = [[out.float() for out in maps] for maps in wanted]
+    found = short(images, samples, mode="tensor")
+    assert all(torch.equal(*pair) for maps in zip(found, wanted, strict=True) for pair in zip(*maps, strict=True))
+
+    boxes = plain_.bbox_head.predict_by_feat(*wanted, batch_img_metas=[samples[0].metainfo], rescale=False)[0]
+    predicted = short(images, samples, mode="predict")[0].pred_instances
+    assert len(boxes) > 20
+    assert torch.equal(predicted.bboxes, boxes.bboxes)
+    assert torch.equal(predicted.scores, boxes.scores)
+    # At the far end of the image they lie between the pixels that the short type knows.
+    far = predicted.bboxes[predicted.bboxes[:, 0] > 1024, 0]
+    assert (far != far.to(getattr(torch, dtype)).float()).any()
+
+
+@torch.no_grad()
+def test_it_is_near_float32_and_not_it() -> None:
+    images, samples = given()
+    ours, theirs = (build(dtype)(images, samples, mode="tensor") for dtype in ("bfloat16", "float32"))
+    for one, other in zip(ours[0], theirs[0], strict=True):
+        assert not torch.equal(one, other)
+        # 8 bits of mantissa, over some ten layers.
+        assert (one - other).norm() < 0.05 * other.norm()
+
+
+def test_training_and_weights_are_the_bases() -> None:
+    plain_, short = build().train(), build("bfloat16").train()
+    state = plain_.state_dict()
+    assert state.keys() == short.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in short.state_dict().items())
+    images, samples = given()
+    samples[0].gt_instances = _objects()
+    losses = [model(images, copy.deepcopy(samples), mode="loss") for model in (plain_, short)]
+    for name, value in losses[0].items():
+        assert all(torch.equal(*pair) for pair in zip(value, losses[1][name], strict=True))
+
+
+def _objects() -> Any:
+    return InstanceData(bboxes=torch.tensor([[10.0, 10.0, 60.0, 70.0]]), labels=torch.tensor([0]))
+
+
+@torch.no_grad()
+def test_a_copy_predicts_in_it_too() -> None:
+    images, samples = given()
+    model = build("bfloat16")
+    copied = prepare(model, "cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = prepare(build(), "cpu").bbox_head(prepare(build(), "cpu").extract_feat(images))
+    assert torch.equal(copied(images, samples, mode="tensor")[0][0], wanted[0][0].float())
+    # Names by which mmengine finds what to initialise, and reports tell what was built.
+    assert [type(module).__name__ for module in model.modules()] == [type(part).__name__ for part in build().modules()]

@@ -236,7 +236,10 @@ def _parser() -> argparse.ArgumentParser:
         size,
         ("--latency", {"action": "store_true", "help": "measure latency, interleaved with --against (or itself)"}),
         ("--pairs", {"type": int, "default": 10, "help": "least number of interleaved pairs (default: 10)"}),
-        ("--dtype", {"choices": DTYPES, "default": "float32", "help": "what is timed predicts in it (default: float32)"}),
+        (
+            "--dtype",
+            {"choices": DTYPES, "default": "float32", "help": "what is timed predicts in it (default: float32)"},
+        ),
         json,
     )
     add(

@@ -133,7 +133,10 @@ def trial_config(request: TrialRequest, facts: DataFacts | None = None) -> Confi
         **schedule,
         **_runtime(request),
     }
-    custom_imports = [*(base.get("custom_imports") or {}).get("imports", []), *patching.imports(request.knobs, request.dtype)]
+    custom_imports = [
+        *(base.get("custom_imports") or {}).get("imports", []),
+        *patching.imports(request.knobs, request.dtype),
+    ]
     if custom_imports:
         config["custom_imports"] = {"imports": custom_imports, "allow_failed_imports": False}
     if base.get("custom_hooks"):

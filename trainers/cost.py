@@ -369,9 +369,10 @@ def computed(module: Any, tally: Tally) -> Callable[..., Tensor]:
     """
     forward = module.forward
     offsets = getattr(module, "conv_offset", None)
-    only = frozenset(id(weight) for weight in ([] if offsets is None else offsets.parameters()))
 
     def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # Those that it has now: a detector that predicts in a shorter type lends its layers others.
+        only = frozenset(id(weight) for weight in ([] if offsets is None else offsets.parameters()))
         outer, tally.only = tally.only, only
         try:
             out: Tensor = forward(x, *args, **kwargs)

@@ -56,8 +56,11 @@ class Blocker(MetaPathFinder):
         return sorted(self._names)
 
 
-def load(bundle: str, device: str | None) -> Any:
-    """Loads a bundle as its README says, and strictly: mmdet itself only warns when weights do not fit."""
+def load(bundle: str, device: str | None, options: dict[str, Any] | None = None) -> Any:
+    """Loads a bundle as its README says, and strictly: mmdet itself only warns when weights do not fit.
+
+    ``options`` changes its config (``cfg_options``).
+    """
     import torch
     from mmdet.apis import init_detector
 
@@ -66,7 +69,7 @@ def load(bundle: str, device: str | None) -> Any:
     weights = f"{bundle}/weights.pth"
     stored = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    model = init_detector(f"{bundle}/config.py", weights, device=device)
+    model = init_detector(f"{bundle}/config.py", weights, device=device, cfg_options=options)
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     odd = sorted(name for name in built.keys() | given.keys() if built.get(name) != given.get(name))
@@ -116,6 +119,8 @@ def graph(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     entry = importlib.import_module(f"{name}.entry")
+    if "base_type" in model.cfg.model:  # it predicts in a shorter type, which is no part of the graph
+        model = load(job["bundle"], "cpu", {"model": {"dtype": "float32"}})
     found: dict[str, Any] = getattr(entry, job["act"])(model.to("cpu"), **job["arguments"])
     return found
 
@@ -199,7 +204,7 @@ def main() -> None:
             result.update(measure(model, job["annotations"], job["images"], tell))
         if job["onnx"]:
             step = "comparing its ONNX graph" if job["onnx"]["act"] == "compare" else "writing its ONNX graph"
-            result["onnx"] = graph(model, job["onnx"])
+            result["onnx"] = graph(model, {**job["onnx"], "bundle": job["bundle"]})
         step = "proving that Headway was absent"
         result.update(blocked=blocker.prove(), versions=versions(), packages=packages())
     except Exception as error:

@@ -256,12 +256,28 @@ class At(_Convolutions):
 
     def _gathered(self, x: Tensor, table: Tensor) -> Iterator[Tensor]:
         end = x.shape[0] * x.shape[2] * x.shape[3]
-        # A map that reads itself computes what it reads: better for all neighbours at once.
-        for tile in table.split(TILE if isinstance(x, Tensor) else max(len(table), 1)):
+        if not isinstance(x, Tensor):
+            # A map that reads itself computes what it reads.
+            x, table = (x.whole(), table) if table.numel() >= end else _read_once(x, table, end)
+            end = x.shape[0] * x.shape[2] * x.shape[3]
+        for tile in table.split(TILE):
             flat = tile.flatten()
             # Zeros lie outside of the map.
-            rows = read(x, flat.clamp(max=end - 1)).masked_fill((flat == end)[:, None], 0)
-            yield from rows.split(TILE * table.shape[1])
+            yield read(x, flat.clamp(max=end - 1)).masked_fill_((flat == end)[:, None], 0)
+
+
+def _read_once(x, table: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """What a table reads of a map, as a map (1, C, m, 1) and a table into that; ``end``, and m, stand for zeros."""
+    if table.device.type != "cpu":  # which cells they are without their repetitions, a host would have to wait for
+        cells = table.flatten()
+        found = torch.arange(len(cells), device=cells.device).masked_fill_(cells == end, len(cells)).view_as(table)
+        return as_map(x.read(cells.clamp(max=end - 1)).contiguous()), found
+    asked = torch.zeros(end + 1, dtype=torch.bool)
+    asked[table] = True
+    cells = asked[:end].nonzero()[:, 0]
+    place = torch.full((end + 1,), len(cells))
+    place[cells] = torch.arange(len(cells))
+    return as_map(x.read(cells).contiguous()), place[table]
 
 
 class Patchwise(_Convolutions):

@@ -21,14 +21,14 @@ from analysis.bundle.config import bundle_config, read_trial_config
 from analysis.bundle.data import read_validation, recall, some_images
 from analysis.bundle.heads import Heads, copy_heads
 from analysis.bundle.onnx_graph import check_kind, judge
-from analysis.bundle.process import BLOCKED
+from analysis.bundle.process import BLOCKED, run_alone
 from analysis.bundle.receipt import unit
 from analysis.export import export_bundle
 from analysis.record import EpochRecord, TrialRecord, TrialState
 from analysis.verify import verify_bundle
 from spaces.errors import HeadwayError, UserError
 from spaces.registry import families
-from trainers.contract import DataRequest, SpeedRequest, TrialReport, TrialRequest
+from trainers.contract import DataRequest, Dtype, SpeedRequest, TrialReport, TrialRequest
 from trainers.digits import write_digits
 
 SLIM = {
@@ -64,7 +64,9 @@ class Trained:
         )
 
 
-def train(folder: Path, number: int, knobs: dict[str, Any], data: DataRequest, epochs: int) -> TrialRecord:
+def train(
+    folder: Path, number: int, knobs: dict[str, Any], data: DataRequest, epochs: int, dtype: Dtype = "float32"
+) -> TrialRecord:
     from trainers.detector import train as run
 
     metrics: dict[str, float] = {"latency_ms": 9.0, "latency_ratio": 0.8}
@@ -88,6 +90,7 @@ def train(folder: Path, number: int, knobs: dict[str, Any], data: DataRequest, e
         batch=1,
         lr=0.002,
         count_size=(96, 96),
+        dtype=dtype,
         speed=SpeedRequest(size=(96, 96), batch=1, postprocess=True, device="cpu", pairs=8, seconds=1.0),
     )
     run(request, report)
@@ -155,6 +158,15 @@ def baseline(trained: Trained, home: Path) -> Path:
 def receipt(slim: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((slim / "receipt.json").read_text())
     return value
+
+
+@pytest.fixture(scope="module")
+def short(trained: Trained, home: Path) -> Path:
+    """The same design in a study whose detectors predict in bfloat16."""
+    folder = home / "short-study"
+    records = [train(folder, number, knobs, trained.data, 2, "bfloat16") for number, knobs in enumerate(({}, SLIM))]
+    study = {**trained.study, "speed": {"device": "cpu", "dtype": "bfloat16"}}
+    return Trained(folder, study, trained.data, records).export(1, home / "out" / "short", onnx="nms")
 
 
 # --- What is in it ---------------------------------------------------------------------------------------------------
@@ -271,6 +283,32 @@ def test_round_trip(name: str, request: pytest.FixtureRequest, trained: Trained)
         assert found.onnx is None
     assert json.loads(json.dumps(found.to_json())) == found.to_json()
     assert str(found).startswith("Verified")
+
+
+def test_a_detector_that_predicts_in_bfloat16_goes_out_so(short: Path, slim: Path, trained: Trained) -> None:
+    config, base = ((short / name).read_text() for name in ("config.py", "baseline.py"))
+    for text in (config, base):
+        assert "dtype='bfloat16'" in text and "base_type='GFL'" in text and "spaces" not in text
+    assert "dtype" not in (slim / "config.py").read_text()
+    told = json.loads((short / "receipt.json").read_text())
+    assert told["latency"]["dtype"] == "bfloat16"
+    assert told["formats"]["onnx"]["check"]["ok"]  # in float32, as the text says
+    text = (short / "README.md").read_text()
+    assert "A trained GFL detector" in text and "predicts in bfloat16" in text
+
+    # Its accuracy is that of bfloat16, to the last digit, and not that of float32.
+    found = verify_bundle(short, device="cpu")
+    assert found.ok, found.reasons
+    assert found.found == pytest.approx(told["metrics"]["bbox_mAP"]["value"], abs=1e-9)
+    assert found.latency is not None and found.latency.found is not None
+    names = [image["file_name"] for image in json.loads(Path(trained.data.val_annotations).read_text())["images"]]
+    images = [Path(trained.data.val_images) / names[0]]
+    plain = short.parent / "plain"
+    shutil.copytree(short, plain)
+    (plain / "config.py").write_text(config.replace("dtype='bfloat16'", "dtype='float32'"))
+    ours, theirs = (run_alone(folder, detect=images, device="cpu")["detections"][0] for folder in (short, plain))
+    assert ours["scores"][:5] == pytest.approx(theirs["scores"][:5], rel=0.1)
+    assert ours["scores"] != theirs["scores"]
 
 
 def test_of_a_trial_of_two_phases_the_settled_network_goes_out(trained: Trained, home: Path) -> None:

@@ -71,7 +71,8 @@ def check(
 
 def test_the_receipt_tells_how_it_was_measured() -> None:
     assert latency_section(record(), BASE, STUDY, has_config=True) == {
-        "size": {"height": 96, "width": 128}, "batch": 2, "postprocess": False, "rounds": 11, "seconds": 3.0,
+        "size": {"height": 96, "width": 128}, "batch": 2, "postprocess": False, "dtype": "float32", "rounds": 11,
+        "seconds": 3.0,
         "images": None, "device": CPU, "kind": "cpu", "threads": 3, "aa_ratio": 0.99, "baseline": "baseline.py",
     }  # fmt: skip
     on_images = latency_section(record(**{"querydet.threshold": 0.15}), BASE, STUDY, has_config=False)

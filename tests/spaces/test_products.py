@@ -40,7 +40,23 @@ def test_a_matrix_that_is_a_view_of_a_weight() -> None:
     torch.testing.assert_close(Matrix(flat, None, 8)(tiles[0]), F.linear(tiles[0], flat), rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@torch.no_grad()
+def test_in_bfloat16_and_within_autocast_it_is_ordered_too() -> None:
+    weight, bias, tiles = given()
+    short = [value.bfloat16() for value in (weight, bias)]
+    matrices = [Matrix(*short, ROWS[0])]
+    with torch.autocast("cpu", torch.bfloat16):
+        matrices.append(Matrix(weight, bias, ROWS[0]))
+        wanted = [F.linear(tile, weight, bias) for tile in tiles]
+        found = [matrix(tile) for matrix in matrices for tile in tiles]
+    assert {matrix.weight.is_mkldnn for matrix in matrices} == {products._bfloat16()}
+    for one, other in zip(found, 2 * wanted, strict=True):
+        assert one.dtype == torch.bfloat16
+        # Two neighbours of bfloat16, sums of 40 products being rounded once.
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @torch.no_grad()
 def test_other_precisions_are_linear(dtype: torch.dtype) -> None:
     weight, bias, tiles = given(dtype)

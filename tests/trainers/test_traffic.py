@@ -10,6 +10,9 @@ from mmcv.ops import ModulatedDeformConv2dPack
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from spaces.autocast import autocast
+from trainers.profile import build_patched
+from trainers.speed import detector_pass, make_inputs
 from trainers.traffic import observe
 
 NOTHING = nn.Identity()
@@ -56,3 +59,16 @@ def test_a_deformable_convolution_counts_as_one_however_it_is_computed() -> None
         conv = kind(4, 8, 3, padding=1)
         assert observe(conv, lambda conv=conv: conv(MAP)).macs == 100 * 36 * (27 + 8)
         assert "forward" not in vars(conv)
+
+
+def test_a_detector_that_predicts_in_bfloat16_does_the_same_work_on_fewer_bytes() -> None:
+    knobs = {"dcn.placement": ["cls.0", "reg.0"], "dcn.version": 2}
+    works = []
+    for dtype in ("float32", "bfloat16"):
+        model = autocast(build_patched("headway::gfl_nano", knobs), dtype).eval()
+        images = make_inputs((96, 96), 1)
+        run = detector_pass(model, images, postprocess=False)
+        run()
+        works.append(observe(model, run))
+    assert works[0].macs == works[1].macs
+    assert works[1].bytes < 0.8 * works[0].bytes

@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--pairs", {"type": int, "default": 10, "help": "least number of interleaved pairs (default: 10)"}),
         (
             "--dtype",
-            {"choices": DTYPES, "default": "float32", "help": "what is timed predicts in it (default: float32)"},
+            {"choices": DTYPES, "default": "float32", "help": "what is timed predicts in it (float32)"},
         ),
         json,
     )

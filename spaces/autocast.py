@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,9 +33,9 @@ def AutocastDetector(base_type: str, dtype: str, **kwargs) -> nn.Module:  # noqa
 def autocast(model: nn.Module, dtype: str) -> nn.Module:
     """Has a detector predict in a shorter type, in place; its weights, and training, stay as they are.
 
-    Convolutions and products run in ``dtype``, and what torch deems in need of it in float32. From the heads' outputs on
-    all is float32: bfloat16 knows every eighth pixel only at 1,344. RoIs are pooled, and mmcv's deformable convolutions
-    computed, in float32.
+    Convolutions and products run in ``dtype``, what torch deems in need of it in float32, and so does all from the
+    heads' outputs on: at 1,344 bfloat16 knows every eighth pixel only. RoIs are pooled, and mmcv's deformable
+    convolutions computed, in float32.
 
     Args:
         model: An mmdet detector, built.
@@ -65,7 +65,7 @@ def autocast(model: nn.Module, dtype: str) -> nn.Module:
     return model
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mixed(mixin: type, kind: type) -> type:
     # By the name of its class mmengine finds what to initialise how.
     return type(kind.__name__, (mixin, kind), {})

@@ -12,8 +12,8 @@ class Matrix:
     """A layer's matrix that tiles of rows are multiplied with, one after the other.
 
     On a CPU, in float32 or bfloat16 and without gradients oneDNN computes it, for which the matrix is brought into
-    oneDNN's order once; ``linear`` elsewhere, the numbers being equal to rounding. Within autocast the matrix is brought
-    into its type once as well.
+    oneDNN's order once; ``linear`` elsewhere, the numbers being equal to rounding. Within autocast it is brought into
+    the shorter type once as well.
 
     Args:
         weight: (C', D).
@@ -27,7 +27,7 @@ class Matrix:
             kind = torch.get_autocast_dtype(device)
         self.kind = kind
         self.bias = bias if bias is None else bias.to(kind)
-        self._ordered = _past_torch(weight) and (kind == torch.float32 or kind == torch.bfloat16 and _bfloat16())
+        self._ordered = _past_torch(weight) and (kind == torch.float32 or (kind == torch.bfloat16 and _bfloat16()))
         weight = weight.to(kind)
         self.weight = _ONEDNN._reorder_linear_weight(weight, max(1, rows)) if self._ordered else weight
 

@@ -99,8 +99,8 @@ def profile_config(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         settle(len(os.sched_getaffinity(0)))
         inputs = speed.make_inputs(size, 1)
-        timed = [autocast(one, dtype) for one in (model, other or build_named(name))]
-        measured = speed.measure(*timed, inputs, pairs=pairs, seconds=0, device=device)
+        timed, beside = (autocast(one, dtype) for one in (model, other or build_named(name)))
+        measured = speed.measure(timed, beside, inputs, pairs=pairs, seconds=0, device=device)
         found["latency"] = {
             "device": device,
             "dtype": dtype,

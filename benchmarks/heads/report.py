@@ -72,7 +72,8 @@ def tables(files: Iterable[Path], cases: Sequence[Case] = CASES) -> str:
             continue
         blocks.append(f"**{heading(described)}** (`{file.name}`)")
         for part, words in zip(PARTS, ("Whole detectors, from normalised images to boxes", "Parts alone"), strict=True):
-            rows = [row(line, case) for case in cases for line in _of(lines, case, part)]
+            asked = "dtype" not in described  # of networks in float32
+            rows = [row(line, case, asked) for case in cases for line in _of(lines, case, part)]
             if rows:
                 blocks += [f"{words}:", "\n".join([*_HEAD, *rows])]
     return "\n\n".join(blocks)
@@ -83,14 +84,15 @@ def heading(described: Mapping[str, Any]) -> str:
     cores = f"{described['threads']} of {described['cores']} cores"
     what = described["name"] if described["device"] == "cuda" else f"{described['name']}, {cores}"
     speaks = f"{described['instructions']}, " if described["device"] == "cpu" else ""
-    return f"{what}, {speaks}{described['memory_gb']} GB, torch {described['torch']}"
+    kind = f", in {described['dtype']}" if "dtype" in described else ""
+    return f"{what}, {speaks}{described['memory_gb']} GB, torch {described['torch']}{kind}"
 
 
-def row(line: Mapping[str, Any], case: Case) -> str:
-    """One measurement as a row."""
+def row(line: Mapping[str, Any], case: Case, asked: bool = True) -> str:
+    """One measurement as a row, with what was asked of it where ``asked`` is set."""
     title = case.title if line["part"] == "whole" else f"{case.title}: {case.part}"
     size = f"{line['size'][0]}x{line['size'][1]}" if line["size"] else "any"
-    if case.asked and line["part"] == "whole" and line["batch"] == 1 and line["size"] == [800, 1344]:
+    if asked and case.asked and line["part"] == "whole" and line["batch"] == 1 and line["size"] == [800, 1344]:
         title += f" (asked: {case.asked:g})"
     speedup = f"**{line['speedup']:.3f}** ({1 / line['q3']:.3f} to {1 / line['q1']:.3f})"
     bounds = f"{line['bound_by_macs']:.3f} | {line['bound_by_bytes']:.3f} | {100 * line['reached_of_macs']:.0f} %"

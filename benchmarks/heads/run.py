@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -126,19 +127,31 @@ def measure(
     models = [
         autocast(build_patched(case.base, design(case.base, knobs)), dtype) for knobs in (case.knobs, case.against)
     ]
-    # Whole detectors see to it themselves; a part of one runs within it.
-    within = torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32" and job.part == "alone")
     notes = case.ready(*models) if case.ready else {}
     prepared = [speed.prepare(model, device) for model in models]
     del models
     inputs = speed.placed(speed.make_inputs(job.size or (320, 320), job.batch, seed), device)
-    with within, torch.no_grad():
+
+    def within() -> ExitStack:
+        """Whole detectors see to their type themselves; a part of one runs within it, with the weights of that type."""
+        stack = ExitStack()
+        if dtype != "float32" and job.part == "alone":
+            stack.enter_context(torch.autocast(device, getattr(torch, dtype)))
+            for model in prepared:
+                stack.enter_context(model.short.lent())
+        return stack
+
+    if dtype != "float32":
+        for model in prepared:
+            with torch.no_grad(), model.short.lent():  # made now, and no part of a pass
+                pass
+    with torch.no_grad(), within():
         if job.part == "whole":
             passes = [speed.detector_pass(model, inputs, postprocess=True) for model in prepared]
         else:
             features = prepared[1].extract_feat(inputs)
             passes = [case.alone(model, features, inputs) for model in prepared]
-    with within:
+    with torch.no_grad(), within():
         done = [traffic.observe(model, one) for model, one in zip(prepared, passes, strict=True)]
     times: list[float] = []
     clock = speed.clock_of(device)
@@ -147,7 +160,7 @@ def measure(
         times.append(clock(function))
         return times[-1]
 
-    with speed.exclusive(lease), within, torch.inference_mode():
+    with speed.exclusive(lease), torch.inference_mode(), within():
         for one in passes:
             one()
         found = speed.paired(*passes, pairs=pairs, seconds=seconds, clock=noting)
@@ -193,6 +206,9 @@ def machine(device: str, threads: int, dtype: str = "float32") -> dict[str, Any]
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
+    instructions = torch.backends.cpu.get_cpu_capability()
+    if torch.cpu.get_capabilities().get("amx_bf16"):
+        instructions += ", AMX"
     backends = re.search(r"(?:oneDNN|MKL-DNN) v[\d.]+", torch.__config__.show())
     found = {
         "device": device,
@@ -201,7 +217,7 @@ def machine(device: str, threads: int, dtype: str = "float32") -> dict[str, Any]
         "cores": os.cpu_count(),
         "threads": threads,
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": instructions,
         "onednn": backends.group().rpartition("v")[2] if backends else "",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

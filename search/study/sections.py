@@ -206,8 +206,8 @@ class SpeedSection(_Section):
     postprocess: bool = True
     """Whether decoding and NMS are timed, too."""
     dtype: Dtype = "float32"
-    """What detectors compute in when they are validated, timed, and run from a bundle (torch's autocast; boxes are decoded
-    in float32). They train as the base does, whatever this says."""
+    """What detectors compute in when they are validated, timed and run from a bundle (torch's autocast; boxes are
+    decoded in float32). They train as the base does, whatever this says."""
     pairs: Annotated[int, Field(ge=3, strict=True)] = 9
     """Least number of interleaved pairs, design and baseline."""
     images: Positive = 16

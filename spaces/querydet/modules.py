@@ -373,7 +373,9 @@ class QueryHead:
     def _priors(self, level: "Level") -> Tensor:
         """(sites * priors, 4) anchors, or (sites, 2) points, of the sites that a level computed."""
         generator, first = self.prior_generator, level.outs[0]
-        chosen = {"level_idx": level.index, "dtype": first.dtype, "device": first.device}
+        # In pixels, of which shorter types know every eighth only at the far end of an image.
+        kind = torch.promote_types(first.dtype, torch.float32)
+        chosen = {"level_idx": level.index, "dtype": kind, "device": first.device}
         if level.keys is None:
             return generator.single_level_grid_priors(level.size, **chosen)
         # All sites have the priors of the first, moved; the grid of a fine level is larger than all else here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from benchmarks.heads import cases, operators, report, run
 from spaces.errors import UserError
 from trainers.config import load_base
+from trainers.contract import DTYPES
 from trainers.cost import count
 from trainers.profile import build_patched
 
@@ -83,6 +85,24 @@ def test_a_job_is_measured_beside_its_bounds(part: str) -> None:
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.parametrize("part", run.PARTS)
+def test_both_compute_in_the_type_that_is_asked_for(part: str) -> None:
+    job = run.Job(case=NANO, part=part, size=(64, 96), batch=1)
+    plain, short = (run.measure(job, device="cpu", pairs=2, seconds=0.0, dtype=dtype) for dtype in DTYPES[:2])
+    assert plain["macs"] == short["macs"]
+    assert all(one < 0.9 * other for one, other in zip(short["bytes"], plain["bytes"], strict=True))
+
+
+def test_measurements_in_another_type_are_a_file_of_their_own() -> None:
+    described = run.machine("cpu", 1, "bfloat16")
+    assert run.file_name(described).endswith("_1-thread_bfloat16.jsonl")
+    assert report.heading(described).endswith(", in bfloat16")
+    assert run.machine("cpu", 1) == {key: value for key, value in described.items() if key != "dtype"}
+    asked = replace(NANO, asked=1.5)
+    one = {**line(), "size": [800, 1344], "batch": 1}
+    assert "asked: 1.5" in report.row(one, asked) and "asked" not in report.row(one, asked, asked=False)
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
 
@@ -93,7 +113,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
         return {name: value for name, value in line().items() if name not in run.KEY}
 
     monkeypatch.setattr(run, "measure", measure)
-    monkeypatch.setattr(run, "machine", lambda device, threads: MACHINE)
+    monkeypatch.setattr(run, "machine", lambda device, threads, dtype: MACHINE)
     threads = str(torch.get_num_threads())
     words = ["--out", str(tmp_path / "a.jsonl"), "--cases", "aa", "--parts", "whole", "--batches", "1"]
     words += ["--threads", threads]

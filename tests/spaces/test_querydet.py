@@ -1125,9 +1125,9 @@ class _Widths(torch.overrides.TorchFunctionMode):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_priors_of_chosen_sites(kind: str, dtype: torch.dtype) -> None:
-    """Those of the grid, bit for bit, in the order of the keys."""
+    """Those of the grid, bit for bit, in the order of the keys; never in a type that does not know every pixel."""
     head = head_of(kind)
     x = features(head, images=2)
     size = tuple(x[0].shape[2:])
@@ -1137,7 +1137,32 @@ def test_priors_of_chosen_sites(kind: str, dtype: torch.dtype) -> None:
     grid = head._priors(modules.Level(0, size, (torch.zeros(2, 1, *size, dtype=dtype),)))
     found = head._priors(modules.Level(0, size, outs, keys)).unflatten(0, (len(keys), -1))
     expected = grid.unflatten(0, (*size, -1))[keys.cells[:, 1], keys.cells[:, 2]]
-    assert found.dtype == dtype and torch.equal(found, expected)
+    wanted = torch.promote_types(dtype, torch.float32)
+    assert found.dtype == grid.dtype == wanted and torch.equal(found, expected)
+    exact = head.prior_generator.single_level_grid_priors(size, level_idx=0, dtype=wanted, device="cpu")
+    assert torch.equal(grid, exact)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.06, 0.5])
+def test_the_neck_computes_each_cell_once(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbouring sites read the same cells; where that is more than the map has, all of it is computed."""
+    model, _ = detector_of()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        later = model.extract_feat(torch.randn(2, 3, 96, 160, generator=generator))[0]
+        images, _, height, width = later.shape
+        (sites,) = find_sites(torch.rand(images, height, width, generator=generator) < share)
+        asked: list[Tensor] = []
+        read = later.merged.read
+        monkeypatch.setattr(later.merged, "read", lambda cells: asked.append(cells) or read(cells))
+        found = later.at(sites)
+        near = sparse.neighbours(sites, (3, 3), (1, 1))
+        inside = near[near < images * height * width].unique()
+        if 9 * len(sites) < images * height * width:
+            assert len(asked) == 1 and torch.equal(asked[0], inside)
+        else:
+            assert not asked
+        torch.testing.assert_close(found, take(later.whole(), sites), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(96, 160), (75, 101), (33, 200)])

@@ -51,6 +51,7 @@ def speed(options: argparse.Namespace, size: tuple[int, int] | None) -> dict[str
         options.base or (study.base if study else "headway::gfl_tiny"),
         size=size or (study.speed_size if study else (256, 256)),
         device=device,
+        dtype=options.dtype or (section.dtype if section else "float32"),
         threads=options.threads or 1,
         pairs=options.pairs or (section.pairs if section else 9),
         seconds=options.seconds or (section.seconds if section else 5.0),
@@ -69,8 +70,9 @@ def print_speed(found: Mapping[str, Any]) -> None:
     console = new_console()
     height, width = found["size"]
     threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    dtype = "" if found["dtype"] == "float32" else f" in {found['dtype']}"
     table = Table(
-        title=f"{found['base']} against itself at {height}x{width} on {found['device']}, {threads}, "
+        title=f"{found['base']} against itself at {height}x{width} on {found['device']}{dtype}, {threads}, "
         f"{found['repeats']} repetitions; 1 is right"
     )
     table.add_column("")

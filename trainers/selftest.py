@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
+from spaces.autocast import autocast
 from trainers import speed
+from trainers.contract import Dtype
 from trainers.means import settle
 from trainers.profile import build_named
 
@@ -44,6 +46,7 @@ def speed_selftest(
     *,
     size: tuple[int, int],
     device: str = "cpu",
+    dtype: Dtype = "float32",
     threads: int = 1,
     pairs: int = 9,
     seconds: float = 5.0,
@@ -57,6 +60,7 @@ def speed_selftest(
         base: A config, as ``load_base`` takes it.
         size: Height and width of the input in px.
         device: ``cpu`` or ``cuda``.
+        dtype: What the model predicts in.
         threads: CPU threads of the model.
         pairs: Least number of interleaved pairs of a measurement.
         seconds: Time after which no further pair of it is started.
@@ -77,15 +81,16 @@ def speed_selftest(
         found = []
         with neighbours(count):
             for turn in range(repeats):
-                found.append(_once(base, size, device, pairs, seconds))
+                found.append(_once(base, size, device, dtype, pairs, seconds))
                 say(
                     f"{beside(count)}, {turn + 1} of {repeats}: in turns {found[-1]['paired']['ratio']:.4f}, "
                     f"one after the other {found[-1]['unpaired']:.4f}"
                 )
         rows.append({"busy": count, "beside": beside(count), **summarised(found), "measurements": found})
-    asked = {"base": base, "size": list(size), "device": device, "threads": threads, "pairs": pairs}
+    asked = {"base": base, "size": list(size), "device": device, "dtype": dtype, "threads": threads}
+    how = {"pairs": pairs, "seconds": seconds, "repeats": repeats}
     machine = {"cores": cores, "processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    return {**asked, "seconds": seconds, "repeats": repeats, "machine": machine, "rows": rows, "believe": believe(rows)}
+    return {**asked, **how, "machine": machine, "rows": rows, "believe": believe(rows)}
 
 
 def summarised(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -142,9 +147,9 @@ def neighbours(count: int) -> Iterator[None]:
             process.stdout.close()
 
 
-def _once(base: str, size: tuple[int, int], device: str, pairs: int, seconds: float) -> dict[str, Any]:
+def _once(base: str, size: tuple[int, int], device: str, dtype: Dtype, pairs: int, seconds: float) -> dict[str, Any]:
     """Measures two builds in turns, then the same number of passes one after the other."""
-    models = [build_named(base) for _ in range(2)]
+    models = [autocast(build_named(base), dtype) for _ in range(2)]
     inputs = speed.make_inputs(size, 1)
     latency = speed.measure(models[0], models[1], inputs, pairs=pairs, seconds=seconds, device=device)
     inputs = inputs.to(device)

@@ -53,8 +53,16 @@ def test_neighbours_are_busy_and_gone_afterwards() -> None:
 def test_a_model_against_itself_in_both_ways(tmp_path: Path) -> None:
     said: list[str] = []
     found = speed_selftest(
-        "headway::gfl_nano", size=(64, 64), pairs=4, seconds=0.0, repeats=2, busy=(0,), say=said.append
+        "headway::gfl_nano",
+        size=(64, 64),
+        dtype="bfloat16",
+        pairs=4,
+        seconds=0.0,
+        repeats=2,
+        busy=(0,),
+        say=said.append,
     )
+    assert found["dtype"] == "bfloat16"
     (row,) = found["rows"]
     assert (row["busy"], row["pairs"], len(row["measurements"]), len(said)) == (0, 4, 2, 2)
     assert 0.2 < row["low"] <= row["ratio"] <= row["high"] < 5

@@ -90,6 +90,11 @@ class ShortWeights:
         """Has them made again, whatever became of the weights: a fused optimizer leaves no trace in their versions."""
         self._made.clear()
 
+    def make(self) -> None:
+        """Has them made now, so that no pass does."""
+        with torch.no_grad(), self.lent():
+            pass
+
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Where nothing is differentiated, layers have the shorter weights within."""

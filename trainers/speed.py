@@ -232,12 +232,17 @@ def prepare(model: nn.Module, device: str) -> nn.Module:
     """Copies a detector and gives the copy the means that every deployed one has.
 
     These are evaluation mode, batch norms folded into the convolutions before them and, on a CPU, channels-last
-    weights; they alone move a CPU's figures by 1.4 times, so both sides must have them.
+    weights; they alone move a CPU's figures by 1.4 times, so both sides must have them. A detector that predicts in a
+    shorter type has its weights in it ready.
     """
     from mmcv.cnn import fuse_conv_bn
 
     model = fuse_conv_bn(copy.deepcopy(model).eval()).to(device)
-    return channels_last(model) if device == "cpu" else model
+    model = channels_last(model) if device == "cpu" else model
+    short: Any = getattr(model, "short", None)  # of spaces/autocast.py
+    if short is not None:
+        short.make()
+    return model
 
 
 def detector_pass(model: Any, inputs: Tensor, *, postprocess: bool) -> Pass:

@@ -141,10 +141,6 @@ def measure(
                 stack.enter_context(model.short.lent())
         return stack
 
-    if dtype != "float32":
-        for model in prepared:
-            with torch.no_grad(), model.short.lent():  # made now, and no part of a pass
-                pass
     with torch.no_grad(), within():
         if job.part == "whole":
             passes = [speed.detector_pass(model, inputs, postprocess=True) for model in prepared]

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from spaces.autocast import autocast
 from trainers.profile import build_patched
-from trainers.speed import detector_pass, make_inputs
+from trainers.speed import detector_pass, make_inputs, prepare
 from trainers.traffic import observe
 
 NOTHING = nn.Identity()
@@ -65,10 +65,8 @@ def test_a_detector_that_predicts_in_bfloat16_does_the_same_work_on_fewer_bytes(
     knobs = {"dcn.placement": ["cls.0", "reg.0"], "dcn.version": 2}
     works = []
     for dtype in ("float32", "bfloat16"):
-        model = autocast(build_patched("headway::gfl_nano", knobs), dtype).eval()
-        images = make_inputs((96, 96), 1)
-        run = detector_pass(model, images, postprocess=False)
-        run()
+        model = prepare(autocast(build_patched("headway::gfl_nano", knobs), dtype), "cpu")
+        run = detector_pass(model, make_inputs((96, 96), 1), postprocess=False)
         works.append(observe(model, run))
     assert works[0].macs == works[1].macs
     assert works[1].bytes < 0.8 * works[0].bytes

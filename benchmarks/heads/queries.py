@@ -1,14 +1,14 @@
 """Sites that QueryDet computes, chosen for a measurement; run as a script, the share at which dense maps are faster.
 
-    python benchmarks/heads/queries.py [--size 800x1344] [--pairs 6]
+    python benchmarks/heads/queries.py [--size 800x1344] [--pairs 6] [--dtype bfloat16]
 
 An untrained query head asks for all sites or for none. So the measured detector computes its query head, and asks
 instead for what a perfectly trained one would: the targets of training (``query_target``, each object's own scale as
 radius) for square objects of 16 to 32 px at random places, one after another until the chosen share of P2's and P3's
 sites is active. Its boxes have the scores of random weights, so suppression has next to nothing to do on both sides.
 
-The script runs the head on P2 alone, at shares from 50 to 100 %, by gathered rows and by dense convolutions of masked
-maps, interleaved. Where their ratio crosses 1 is ``spaces.querydet.modules.DENSE_SHARE``.
+The script runs the head on P2 alone, at shares up to 100 %, by gathered rows and by dense convolutions of masked maps,
+interleaved. Where their ratio crosses 1 is ``spaces.querydet.modules.DENSE_SHARE``, by the type that is computed in.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ sys.path[:0] = [] if os.environ.get("PYTHONPATH") else [str(HERE.parents[1])]
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from trainers.contract import DTYPES  # noqa: E402
 from trainers.speed import Pass  # noqa: E402
 
 # Side of the objects in px: below s_l of P3, so that P4 and P3 both ask for them.
@@ -152,7 +154,7 @@ def _sparse(head: Any, x: Tensor, keys: Any, share: float) -> Pass:
     from spaces.querydet import modules
 
     def run() -> object:
-        modules.DENSE_SHARE = share
+        modules.DENSE_SHARE = dict.fromkeys(modules.DENSE_SHARE, share)
         return head._sparse(0, x, None, keys, keys)
 
     return run
@@ -161,6 +163,7 @@ def _sparse(head: Any, x: Tensor, keys: Any, share: float) -> Pass:
 def main() -> None:
     """Measures the break-even share, and prints it."""
     from benchmarks.heads.run import design
+    from spaces.autocast import autocast
     from spaces.querydet.sparse import find_sites
     from trainers import speed
     from trainers.means import settle
@@ -170,21 +173,31 @@ def main() -> None:
     parser.add_argument("--size", default="800x1344")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--shares", default="20,30,40,50,60,70,80,90,100", help="of the sites, in %%")
     parser.add_argument("--lease")
     arguments = parser.parse_args()
     settle(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     base = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
-    head = speed.prepare(build_patched(base, design(base, {"querydet.threshold": 0.15})), device).bbox_head
+    built = autocast(build_patched(base, design(base, {"querydet.threshold": 0.15})), arguments.dtype)
+    model = speed.prepare(built, device)
+    head = model.bbox_head
     height, width = (math.ceil(int(side) / 4) for side in arguments.size.split("x"))
-    x = torch.randn(1, 256, height, width, device=device).contiguous(memory_format=torch.channels_last)
-    for percent in (50, 60, 70, 80, 90, 100):
+    x = torch.randn(1, 256, height, width, device=device, dtype=getattr(torch, arguments.dtype))
+    x = x.contiguous(memory_format=torch.channels_last)
+    for percent in map(int, arguments.shares.split(",")):
         mask = torch.zeros(1, height, width, dtype=torch.bool, device=device)
         mask[:, : round(height * percent / 100)] = True
         (keys,) = find_sites(mask)
 
-        with speed.exclusive(arguments.lease), torch.inference_mode():
+        with ExitStack() as within:
+            within.enter_context(speed.exclusive(arguments.lease))
+            within.enter_context(torch.inference_mode())
+            if arguments.dtype != "float32":
+                within.enter_context(torch.autocast(device, getattr(torch, arguments.dtype)))
+                within.enter_context(model.short.lent())
             passes = {"masked": _sparse(head, x, keys, 0.0), "rows": _sparse(head, x, keys, 1.0)}
             passes["dense"] = partial(head.level, 0, x)
             found = {}
@@ -194,7 +207,7 @@ def main() -> None:
                     passes[name], passes[other], pairs=arguments.pairs, seconds=0, clock=speed.clock_of(device)
                 )
                 found[f"{name}/{other}"] = [round(value, 3) for value in (latency.ratio, latency.q1, latency.q3)]
-        print(json.dumps({"share": percent / 100, "device": device, **found}), flush=True)
+        print(json.dumps({"share": percent / 100, "device": device, "dtype": arguments.dtype, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,17 @@ from spaces.querydet.sparse import (
 # Patches that are cropped and convolved at once.
 PATCHES = 128
 
-# Share of a level's sites above which dense convolutions of masked maps take less time than gathered rows.
-# Measured on a CPU (benchmarks/heads/queries.py); not measured on CUDA.
-DENSE_SHARE = 0.85
+# Share of a level's sites above which dense convolutions of masked maps take less time than gathered rows, by type.
+# Measured on CPUs (benchmarks/heads/queries.py), shorter types on one with AMX; not measured on CUDA.
+DENSE_SHARE = {torch.float32: 0.85, torch.bfloat16: 0.38, torch.float16: 0.38}
+
+
+def dense_share(x: Tensor | LaterMap) -> float:
+    """``DENSE_SHARE`` of the type that convolutions of ``x`` are computed in."""
+    within = torch.is_autocast_enabled(x.device.type)
+    kind = torch.get_autocast_dtype(x.device.type) if within else x.dtype
+    return DENSE_SHARE.get(kind, DENSE_SHARE[torch.float32])
+
 
 # What the query head learns
 
@@ -319,9 +327,10 @@ class QueryHead:
         """(k, C') outputs and (k, 1) query logits at the keys, by submanifold convolutions of the sites (CSQ)."""
         layers = (getattr(self, name) for name in (*self.predictors, "query_pred"))
         predictors = frozenset(id(layer.weight) for layer in layers)
-        if sites.share > DENSE_SHARE:
+        most = dense_share(x)
+        if sites.share > most:
             mask = sites.mask() if sites.share < 1 else None
-            mode = Masked(mask, keys, predictors, gathered=keys.share <= DENSE_SHARE)
+            mode = Masked(mask, keys, predictors, gathered=keys.share <= most)
             # Zeros are written into maps, and others may still read this one.
             start = whole(x) if mask is None else whole(x) * mask[:, None]
         else:

@@ -1066,7 +1066,7 @@ def test_dense_where_most_sites_are_active(kind: str, images: int, monkeypatch: 
     x = features(head, images=images)
     before = [part.clone() for part in x]
     used: list[tuple[str, bool]] = []
-    usual = modules.DENSE_SHARE
+    usual = modules.DENSE_SHARE[torch.float32]
     for name in ("Masked", "Submanifold"):
         mode = getattr(modules, name)
         monkeypatch.setattr(
@@ -1080,7 +1080,7 @@ def test_dense_where_most_sites_are_active(kind: str, images: int, monkeypatch: 
         threshold = balanced(head, x, share)
         outs = {}
         for limit in (0.0, usual, 1.0):
-            monkeypatch.setattr(modules, "DENSE_SHARE", limit)
+            monkeypatch.setattr(modules, "DENSE_SHARE", {torch.float32: limit})
             outs[limit] = cascade(head, x, threshold=threshold, method="sparse")
         rows = outs.pop(1.0)
         for found in outs.values():
@@ -1093,17 +1093,22 @@ def test_dense_where_most_sites_are_active(kind: str, images: int, monkeypatch: 
     assert all(torch.equal(*pair) for pair in zip(x, before, strict=True))
 
 
-def test_when_it_falls_back() -> None:
-    """At the stated share of active sites, counted with their context."""
-    head = head_of("RetinaHead")
-    x = features(head, (160, 224))
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.85), (torch.bfloat16, 0.38)])
+@pytest.mark.parametrize("within", [False, True])
+def test_when_it_falls_back(dtype: torch.dtype, share: float, within: bool) -> None:
+    """At the stated share of active sites, counted with their context; within autocast at that of its type."""
+    head = head_of("RetinaHead").float()
+    x = [part.float() for part in features(head, (160, 224))]
+    if not within:
+        head, x = head.to(dtype), [part.to(dtype) for part in x]
     height, width = x[0].shape[2:]
-    for rows, dense in ((int(0.85 * height), False), (int(0.85 * height) + 1, True)):
+    for rows, dense in ((int(share * height), False), (int(share * height) + 1, True)):
         mask = torch.zeros(1, height, width, dtype=torch.bool)
         mask[:, :rows] = True
         keys, sites = find_sites(mask & (torch.arange(width) == 0), mask)
-        assert (sites.share > modules.DENSE_SHARE) == dense
-        with torch.no_grad(), _Widths() as widths:
+        assert (sites.share > modules.DENSE_SHARE[dtype]) == dense
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=within and dtype != torch.float32)
+        with torch.no_grad(), autocast, _Widths() as widths:
             head._sparse(0, x[0], mask, keys, sites)
         assert (widths.found == {width}) == dense
 

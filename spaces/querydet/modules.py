@@ -36,7 +36,7 @@ PATCHES = 128
 
 # Share of a level's sites above which dense convolutions of masked maps take less time than gathered rows, by type.
 # Measured on CPUs (benchmarks/heads/queries.py), shorter types on one with AMX; not measured on CUDA.
-DENSE_SHARE = {torch.float32: 0.85, torch.bfloat16: 0.38, torch.float16: 0.38}
+DENSE_SHARE = {torch.float32: 0.8, torch.bfloat16: 0.38, torch.float16: 0.38}
 
 
 def dense_share(x: Tensor | LaterMap) -> float:
@@ -330,9 +330,9 @@ class QueryHead:
         most = dense_share(x)
         if sites.share > most:
             mask = sites.mask() if sites.share < 1 else None
-            mode = Masked(mask, keys, predictors, gathered=keys.share <= most)
             # Zeros are written into maps, and others may still read this one.
             start = whole(x) if mask is None else whole(x) * mask[:, None]
+            mode = Masked(mask, keys, predictors, gathered=keys.share <= most, start=start)
         else:
             mode = Submanifold(sites, keys, predictors)
             start = as_map(x.at(sites) if isinstance(x, LaterMap) else take(x, sites))

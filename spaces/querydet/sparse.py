@@ -214,11 +214,22 @@ class Masked(_Convolutions):
         predictors: Ids of the weights of the last convolutions, whose maps are (1, C', k, 1), one row for each wanted
             site.
         gathered: Whether predictors gather the wanted sites, which is faster where they are few.
+        start: A map that is zeros elsewhere already, ``None`` where there is none.
     """
 
-    def __init__(self, mask: Tensor | None, wanted: Sites, predictors: frozenset[int], gathered: bool) -> None:
+    def __init__(
+        self,
+        mask: Tensor | None,
+        wanted: Sites,
+        predictors: frozenset[int],
+        gathered: bool,
+        start: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.mask = mask
+        self.start = start
+        # On a GPU the host would have to wait for their number.
+        self._elsewhere = None if mask is None or mask.is_cuda else (~mask).flatten().nonzero()[:, 0]
         self.wanted = wanted
         self.predictors = predictors
         self.gather = At(wanted) if gathered else None
@@ -226,13 +237,21 @@ class Masked(_Convolutions):
     def convolve(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
         """(N, C, H, W) to (N, C', H, W), or to (1, C', k, 1) for a predictor."""
         _plain(weight, stride, padding, dilation, groups)
-        if self.mask is not None:
-            x.mul_(self.mask[:, None])
+        if self.mask is not None and x is not self.start:
+            self._clear(x)
         if id(weight) not in self.predictors:
             return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
         if self.gather is not None:
             return self.gather.convolve(x, weight, bias, stride, padding, dilation, groups)
         return as_map(take(F.conv2d(x, weight, bias, stride, padding, dilation, groups), self.wanted))
+
+    def _clear(self, x: Tensor) -> None:
+        """Writes the zeros, in place."""
+        last = x.permute(0, 2, 3, 1)
+        if self._elsewhere is None or not last.is_contiguous():
+            x.mul_(self.mask[:, None])
+        else:
+            last.flatten(0, 2).index_fill_(0, self._elsewhere, 0)
 
 
 class At(_Convolutions):

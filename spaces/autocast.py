@@ -19,15 +19,15 @@ _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 @MODELS.register_module()
-def AutocastDetector(base_type: str, dtype: str, **kwargs) -> nn.Module:  # noqa: N802
-    """Builds the detector ``base_type`` and has it predict in ``dtype``; see ``autocast``.
+def AutocastDetector(detector_type: str, dtype: str, **kwargs) -> nn.Module:  # noqa: N802
+    """Builds the detector ``detector_type`` and has it predict in ``dtype``; see ``autocast``.
 
     Args:
-        base_type: Registered type of the detector.
+        detector_type: Registered type of the detector.
         dtype: ``bfloat16`` or ``float16``.
         **kwargs: Arguments of the detector.
     """
-    return autocast(MODELS.build({"type": base_type, **kwargs}), dtype)
+    return autocast(MODELS.build({"type": detector_type, **kwargs}), dtype)
 
 
 def autocast(model: nn.Module, dtype: str) -> nn.Module:

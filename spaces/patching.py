@@ -174,7 +174,7 @@ def compute_in(model: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     if dtype == "float32":
         return dict(model)
     name = "mmdet.AutocastDetector" if "." in model["type"] else "AutocastDetector"
-    return {**model, "type": name, "base_type": model["type"], "dtype": dtype}
+    return {**model, "type": name, "detector_type": model["type"], "dtype": dtype}
 
 
 def imports(knobs: Mapping[str, Any], dtype: str = "float32") -> list[str]:

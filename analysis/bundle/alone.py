@@ -119,7 +119,7 @@ def graph(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     entry = importlib.import_module(f"{name}.entry")
-    if "base_type" in model.cfg.model:  # it predicts in a shorter type, which is no part of the graph
+    if "detector_type" in model.cfg.model:  # it predicts in a shorter type, which is no part of the graph
         model = load(job["bundle"], "cpu", {"model": {"dtype": "float32"}})
     found: dict[str, Any] = getattr(entry, job["act"])(model.to("cpu"), **job["arguments"])
     return found

@@ -118,8 +118,9 @@ def network_config(trial: Mapping[str, Any], heads: Heads) -> str:
 
 
 def detector_type(config: Mapping[str, Any]) -> str:
-    """The detector of a config by its plain name, whatever type it predicts in."""
-    return str(config["model"].get("base_type") or config["model"]["type"])
+    """The base's detector by its name in mmdet, whatever a design or the type that it predicts in build around it."""
+    model = config["model"]
+    return str(next(model[key] for key in ("base_type", "detector_type", "type") if model.get(key)))
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:

@@ -277,7 +277,12 @@ class At(_Convolutions):
         end = x.shape[0] * x.shape[2] * x.shape[3]
         if not isinstance(x, Tensor):
             # A map that reads itself computes what it reads.
-            x, table = (x.whole(), table) if table.numel() >= end else _read_once(x, table, end)
+            if table.numel() >= end:
+                x = x.whole()
+            elif table.is_cuda:  # which cells they are without their repetitions, the host would have to wait for
+                x, table = read_each(x, table, end)
+            else:
+                x, table = read_once(x, table, end)
             end = x.shape[0] * x.shape[2] * x.shape[3]
         for tile in table.split(TILE):
             flat = tile.flatten()
@@ -285,12 +290,15 @@ class At(_Convolutions):
             yield read(x, flat.clamp(max=end - 1)).masked_fill_((flat == end)[:, None], 0)
 
 
-def _read_once(x, table: Tensor, end: int) -> tuple[Tensor, Tensor]:
+def read_each(x, table: Tensor, end: int) -> tuple[Tensor, Tensor]:
     """What a table reads of a map, as a map (1, C, m, 1) and a table into that; ``end``, and m, stand for zeros."""
-    if table.device.type != "cpu":  # which cells they are without their repetitions, a host would have to wait for
-        cells = table.flatten()
-        found = torch.arange(len(cells), device=cells.device).masked_fill_(cells == end, len(cells)).view_as(table)
-        return as_map(x.read(cells.clamp(max=end - 1)).contiguous()), found
+    cells = table.flatten()
+    place = torch.arange(len(cells), device=cells.device).masked_fill_(cells == end, len(cells))
+    return as_map(x.read(cells.clamp(max=end - 1)).contiguous()), place.view_as(table)
+
+
+def read_once(x, table: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """As ``read_each``, but each cell is read once, in ascending order."""
     asked = torch.zeros(end + 1, dtype=torch.bool)
     asked[table] = True
     cells = asked[:end].nonzero()[:, 0]

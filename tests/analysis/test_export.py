@@ -288,7 +288,7 @@ def test_round_trip(name: str, request: pytest.FixtureRequest, trained: Trained)
 def test_a_detector_that_predicts_in_bfloat16_goes_out_so(short: Path, slim: Path) -> None:
     config, base = ((short / name).read_text() for name in ("config.py", "baseline.py"))
     for text in (config, base):
-        assert "dtype='bfloat16'" in text and "base_type='GFL'" in text and "spaces" not in text
+        assert "dtype='bfloat16'" in text and "detector_type='GFL'" in text and "spaces" not in text
     assert "dtype" not in (slim / "config.py").read_text()
     told = json.loads((short / "receipt.json").read_text())
     assert told["latency"]["dtype"] == "bfloat16"

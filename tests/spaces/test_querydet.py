@@ -1169,6 +1169,14 @@ def test_the_neck_computes_each_cell_once(share: float, monkeypatch: pytest.Monk
             assert not asked
         torch.testing.assert_close(found, take(later.whole(), sites), rtol=1e-5, atol=1e-5)
 
+        # As on a GPU, with repetitions.
+        end, rows = images * height * width, []
+        for way in (sparse.read_once, sparse.read_each):
+            found, table = way(later.merged, near, end)
+            rows.append(F.pad(as_rows(found), (0, 0, 0, 1))[table])
+        torch.testing.assert_close(*rows, rtol=1e-5, atol=1e-5)
+        assert not rows[0][near == end].any()
+
 
 @pytest.mark.parametrize("size", [(96, 160), (75, 101), (33, 200)])
 @pytest.mark.parametrize("upsample", [{"mode": "nearest"}, {"mode": "bilinear"}])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from analysis import export
 from analysis.bundle import alone
-from analysis.bundle.config import bundle_config, read_trial_config
+from analysis.bundle.config import bundle_config, detector_type, read_trial_config
 from analysis.bundle.data import read_validation, recall, some_images
 from analysis.bundle.heads import Heads, copy_heads
 from analysis.bundle.onnx_graph import check_kind, judge
@@ -700,6 +700,11 @@ def test_config_keeps_values_and_drops_the_machine(tmp_path: Path) -> None:
     assert "multiprocessing_context" not in found["test_dataloader"]
     assert found["test_evaluator"]["ann_file"] == "data/val.json"
     assert "work_dir" not in found
+
+
+def test_a_detector_is_called_what_mmdet_calls_it() -> None:
+    for model in ({}, {"base_type": "GFL"}, {"detector_type": "GFL"}, {"base_type": "GFL", "detector_type": "Dilated"}):
+        assert detector_type({"model": {"type": "Wrapped" if model else "GFL", **model}}) == "GFL"
 
 
 def test_config_with_modules_of_the_base(tmp_path: Path) -> None:

@@ -120,3 +120,8 @@ def counts(states: Sequence[str]) -> str:
     tally = {state: states.count(state) for state in dict.fromkeys(states)}
     ordered = sorted(tally.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} {state.lower()}" for state, count in ordered) or "no trials"
+
+
+def dtype_of(study: Mapping[str, Any]) -> str:
+    """What the detectors of a dumped study predict in; those of older versions do not say, and mean ``float32``."""
+    return str((study.get("speed") or {}).get("dtype", "float32"))

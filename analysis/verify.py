@@ -14,6 +14,7 @@ from analysis.bundle.latency import LatencyCheck, check_latency
 from analysis.bundle.onnx_graph import compared, judge, words
 from analysis.bundle.process import Progress, run_alone
 from analysis.bundle.receipt import hash_files, read_receipt
+from analysis.labels import dtype_of
 from spaces.errors import HeadwayError, UserError
 
 TOLERANCE = 1e-3
@@ -132,8 +133,8 @@ def verify_bundle(
     expected = float(receipt["metrics"]["bbox_mAP"]["value"])
     files, reasons, warnings = compare_files(receipt["files"], hash_files(folder))
     known: dict[str, Any] = {"bundle": str(folder), "trial": receipt["trial"], "expected": expected, "files": files}
-    single = (receipt["study"].get("speed") or {}).get("dtype", "float32") == "float32"
-    known["tolerance"] = tolerance = TOLERANCE if single else SHORT_TOLERANCE
+    tolerance = TOLERANCE if dtype_of(receipt["study"]) == "float32" else SHORT_TOLERANCE
+    known["tolerance"] = tolerance
     if reasons:
         return Verification(**known, ok=False, reasons=tuple(reasons), warnings=tuple(warnings))
 

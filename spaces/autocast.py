@@ -24,7 +24,7 @@ def AutocastDetector(detector_type: str, dtype: str, **kwargs) -> nn.Module:  # 
 
     Args:
         detector_type: Registered type of the detector.
-        dtype: ``bfloat16`` or ``float16``.
+        dtype: As ``autocast`` takes it.
         **kwargs: Arguments of the detector.
     """
     return autocast(MODELS.build({"type": detector_type, **kwargs}), dtype)

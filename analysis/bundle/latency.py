@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.bundle.receipt import NAME, hash_files, read_receipt
+from analysis.labels import dtype_of
 from analysis.record import TrialRecord
 from spaces.errors import HeadwayError, UserError
 from spaces.patching import split
@@ -70,7 +71,7 @@ def latency_section(
         "size": {"height": height, "width": width},
         "batch": speed.get("batch", 1),
         "postprocess": speed.get("postprocess", True),
-        "dtype": speed.get("dtype", "float32"),
+        "dtype": dtype_of(study),
         "rounds": speed.get("pairs", 9),
         "seconds": speed.get("seconds", 5.0),
         "images": speed.get("images", 16) if on_images(record.knobs) else None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.bundle.onnx_readme import readme_lines
-from analysis.labels import figure, short
+from analysis.labels import dtype_of, figure, short
 
 CODE = """\
 from mmdet.apis import inference_detector, init_detector
@@ -40,7 +40,6 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
     tried = ("python", "torch", "mmcv", "mmengine", "mmdet")
     wheels = ", ".join(f"{packages.get(key, key)} {versions[key]}" for key in tried if key in versions)
     needs = ", ".join(receipt["needs"])
-    dtype = (receipt["study"].get("speed") or {}).get("dtype", "float32")
     code = (
         f"- `heads/{package}/`: the network code that mmdet does not have; `config.py` finds it by itself.\n"
         if package
@@ -70,7 +69,7 @@ def make_readme(receipt: Mapping[str, Any], detector: str, package: str) -> str:
         'results, mmdet\'s `DetInferencer(model=f"{bundle}/config.py", weights=f"{bundle}/weights.pth")` takes the '
         "same two files.",
         "",
-        *_precision(dtype),
+        *_precision(dtype_of(receipt["study"])),
         *readme_lines(receipt),
         "## Put it elsewhere",
         "",

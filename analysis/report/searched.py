@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.explain.settings import setting
-from analysis.labels import knob_value
+from analysis.labels import dtype_of, knob_value
 from analysis.report.findings import Findings
 from analysis.report.words import capital, duration, listed, plain, several
 
@@ -103,7 +103,7 @@ def _machine(found: Findings) -> str:
             if threads and "cpu" in seen("speed_kind")
             else ""
         )
-        dtype = speed.get("dtype", "float32")  # which studies of older versions do not say
+        dtype = dtype_of(found.context.study)
         told.append(
             f"Latency on {listed(seen('speed_device'))}{cores}{shape}, batch {speed['batch']}, "
             f"{'with' if speed['postprocess'] else 'without'} decoding and NMS, interleaved with the baseline."

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +29,7 @@ from trainers.means import settle  # noqa: E402
 from trainers.profile import build_named  # noqa: E402
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", default="mmdet::gfl/gfl_r50_fpn_1x_coco.py", help="a config (default: GFL-R50)")
@@ -38,10 +39,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
     parser.add_argument("--pairs", type=int, default=8, help="least number of interleaved pairs (default: 8)")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for more pairs than these (default: 10)")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="results file (default: dtypes/MACHINE.jsonl)")
+    options = parser.parse_args(words)
     settle(options.threads)
     described = machine(options.device, options.threads)
-    path = HERE / "dtypes" / file_name(described)
+    path = options.out or HERE / "dtypes" / file_name(described)
     begin(path, described)
     height, width = map(int, options.size.split("x"))
     short, plain = autocast(build_named(options.base), options.dtype), build_named(options.base)

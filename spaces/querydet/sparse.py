@@ -229,7 +229,7 @@ class Masked(_Convolutions):
         self.mask = mask
         self.start = start
         # On a GPU the host would have to wait for their number.
-        self._elsewhere = None if mask is None or mask.is_cuda else (~mask).flatten().nonzero()[:, 0]
+        self._elsewhere = None if mask is None or mask.device.type != "cpu" else (~mask).flatten().nonzero()[:, 0]
         self.wanted = wanted
         self.predictors = predictors
         self.gather = At(wanted) if gathered else None
@@ -279,10 +279,9 @@ class At(_Convolutions):
             # A map that reads itself computes what it reads.
             if table.numel() >= end:
                 x = x.whole()
-            elif table.is_cuda:  # which cells they are without their repetitions, the host would have to wait for
-                x, table = read_each(x, table, end)
             else:
-                x, table = read_once(x, table, end)
+                # For which cells they are without their repetitions, the host would have to wait for a GPU.
+                x, table = (read_once if table.device.type == "cpu" else read_each)(x, table, end)
             end = x.shape[0] * x.shape[2] * x.shape[3]
         for tile in table.split(TILE):
             flat = tile.flatten()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.heads import cases, operators, report, run
+from benchmarks.heads import cases, dtypes, operators, report, run
 from spaces.errors import UserError
 from trainers.config import load_base
 from trainers.contract import DTYPES
@@ -101,6 +101,29 @@ def test_measurements_in_another_type_are_a_file_of_their_own() -> None:
     asked = replace(NANO, asked=1.5)
     one = {**line(), "size": [800, 1344], "batch": 1}
     assert "asked: 1.5" in report.row(one, asked) and "asked" not in report.row(one, asked, asked=False)
+
+
+def test_a_detector_in_a_shorter_type_against_itself(tmp_path: Path) -> None:
+    words = [
+        "--base",
+        NANO.base,
+        "--size",
+        "64x96",
+        "--pairs",
+        "2",
+        "--seconds",
+        "0",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    for dtype in DTYPES[1:]:
+        dtypes.main([*words, "--dtype", dtype, "--out", str(tmp_path / "a.jsonl")])
+    described, lines = run.read(tmp_path / "a.jsonl")
+    assert described == run.machine("cpu", 1)
+    assert [one["case"] for one in lines] == [f"{NANO.base} in {dtype}" for dtype in DTYPES[1:]]
+    assert all(one["speedup"] == 1 / one["ratio"] and one["q1"] <= one["ratio"] <= one["q3"] for one in lines)
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

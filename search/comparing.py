@@ -128,7 +128,10 @@ def _training(study: Study) -> str:
         start = f"a baseline of {study.warm_epochs} epochs"
     told = [f"{study.budget.epochs} epochs from {start}"]
     told += [f"backbone {study.weights.backbone}"] if study.weights.backbone != "auto" else []
-    told += [f"{name} {value:g}" for name, value in study.training.model_dump().items() if value is not None]
+    given = study.training.model_dump().items()
+    told += [
+        f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in given if value is not None
+    ]
     return ", ".join(told)
 
 

@@ -265,6 +265,7 @@ class Conductor:
             seed=study.seed,
             device=self._device,
             dtype=study.speed.dtype,
+            train_dtype=study.training.dtype,
             threads=self._threads,
             speed=speed,
             count_size=study.speed_size,

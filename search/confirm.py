@@ -300,6 +300,7 @@ def _request(study: Study, folder: Path, data: DataRequest, share: Resources, tr
         seed=training.seed,
         device=share.device,
         dtype=study.speed.dtype,
+        train_dtype=study.training.dtype,
         threads=share.cpus,
         heartbeat=study.heartbeat_seconds,
         count_size=study.speed_size,

@@ -160,6 +160,7 @@ def make_plan(study: Study) -> Plan:
                 seed=study.seed,
                 device=share.device,
                 dtype=study.speed.dtype,
+                train_dtype=study.training.dtype,
                 threads=share.cpus,
                 count_size=study.speed_size,
             )

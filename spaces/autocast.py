@@ -1,4 +1,4 @@
-"""Detectors that compute in a shorter type when they predict, as torch's autocast decides, and decode in float32."""
+"""Detectors that compute in a shorter type, as torch's autocast decides, and decode and judge in float32."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,9 +33,8 @@ def AutocastDetector(detector_type: str, dtype: str, **kwargs) -> nn.Module:  # 
 def autocast(model: nn.Module, dtype: str) -> nn.Module:
     """Has a detector predict in a shorter type, in place; its weights, and training, stay as they are.
 
-    Convolutions and products run in ``dtype``, what torch deems in need of it in float32, and so does all from the
-    heads' outputs on: at 1,344 bfloat16 knows every eighth pixel only. RoIs are pooled, and mmcv's deformable
-    convolutions computed, in float32.
+    Convolutions and products run in ``dtype``, what torch deems in need of it in float32, and so does what
+    ``keep_single`` names.
 
     Args:
         model: An mmdet detector, built.
@@ -46,29 +45,49 @@ def autocast(model: nn.Module, dtype: str) -> nn.Module:
     """
     if dtype == "float32":
         return model
-    layers, single = [], set()
+    keep_single(model)
+    single = {part for module in model.modules() if isinstance(module, _Single) for part in module.modules()}
+    layers = []
     for module in model.modules():
         kind = type(module)
-        if isinstance(module, _SINGLE) and kind.__module__.startswith("mmcv."):
-            single.update(module.modules())
-            module.__class__ = _mixed(_Single, kind)
-        elif isinstance(module, _LAYERS) and kind.__module__.startswith(("torch.nn.", "mmcv.cnn.")):
-            layers.append(module)
+        if isinstance(module, _LAYERS) and kind.__module__.startswith(("torch.nn.", "mmcv.cnn.")):
+            layers += [module] if module not in single else []
         elif kind is nn.ReLU:
             module.__class__ = _mixed(_ReLU, kind)
+    model.__class__ = _mixed(_Detector, type(model))
+    model.short = ShortWeights(layers, getattr(torch, dtype))
+    return model
+
+
+def keep_single(model: nn.Module) -> nn.Module:
+    """Has a detector's parts that need float32 compute in it within autocast, in place; elsewhere nothing changes.
+
+    These are all from the heads' outputs on, decoding and losses (at 1,344 bfloat16 knows every eighth pixel only), the
+    pooling of RoIs, and mmcv's deformable convolutions.
+
+    Args:
+        model: An mmdet detector, built.
+
+    Returns:
+        ``model``.
+    """
+    for module in model.modules():
+        kind = type(module)
+        if isinstance(module, _KEPT):
+            continue
+        if isinstance(module, _SINGLE) and kind.__module__.startswith("mmcv."):
+            module.__class__ = _mixed(_Single, kind)
         elif isinstance(module, BaseRoIExtractor):
             module.__class__ = _mixed(_Extractor, kind)
         elif hasattr(kind, "predict_by_feat"):
             module.__class__ = _mixed(_Head, kind)
-    model.__class__ = _mixed(_Detector, type(model))
-    model.short = ShortWeights([layer for layer in layers if layer not in single], getattr(torch, dtype))
     return model
 
 
 @cache
 def _mixed(mixin: type, kind: type) -> type:
-    # By the name of its class mmengine finds what to initialise how.
-    return type(kind.__name__, (mixin, kind), {})
+    # mmengine initialises, and we lay out in memory, by where a class is from and what it is called.
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
 
 
 class ShortWeights:
@@ -144,12 +163,19 @@ class _Detector:
 
 
 class _Head:
-    """Gives a head's outputs, and decodes them, in float32."""
+    """Gives a head's outputs, decodes and judges them, in float32."""
 
     def forward(self, *args, **kwargs):
         """As the head's own."""
-        found = super().forward(*args, **kwargs)
-        return found if self.training else _single(found)
+        return _single(super().forward(*args, **kwargs))
+
+    def loss_by_feat(self, *args, **kwargs):
+        """As the head's own."""
+        return _in_single(super().loss_by_feat, args, kwargs)
+
+    def loss_and_target(self, *args, **kwargs):
+        """As the box head's own."""
+        return _in_single(super().loss_and_target, args, kwargs)
 
     def predict_by_feat(self, *args, **kwargs):
         """As the head's own."""
@@ -193,6 +219,9 @@ class _Single:
     def forward(self, *args, **kwargs):
         """As the operator's own."""
         return _in_single(super().forward, args, kwargs)
+
+
+_KEPT = (_Single, _Extractor, _Head)
 
 
 def _in_single(function: Any, args: Any, kwargs: Any) -> Any:

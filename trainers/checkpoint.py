@@ -31,6 +31,8 @@ def fingerprint(request: TrialRequest) -> str:
     kept.update(classes=data["classes"], size=data["size"])
     if request.dtype != "float32":
         kept["dtype"] = request.dtype  # the figures inside are of it
+    if request.train_dtype is not None:
+        kept["train_dtype"] = request.train_dtype
     if request.warm is not None:
         kept["warm_epochs"] = request.warm.epochs
     return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -24,6 +24,9 @@ from trainers.schedule import rescale, scaled_lr
 
 BASES = Path(__file__).parent / "bases"
 
+# mmengine's wrapper of an optimizer that trains in mixed precision.
+AMP = "AmpOptimWrapper"
+
 # The figures of pycocotools that are reported. With at most 100 boxes an image, AR at 300 and 1,000 equal that at 100.
 FIGURES = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l", "AR@100", "AR_s@1000", "AR_m@1000", "AR_l@1000"]
 
@@ -344,11 +347,7 @@ def _schedule(request: TrialRequest, base: Config, facts: DataFacts, batch: int)
     optim = plain(base.get("optim_wrapper") or {"type": "OptimWrapper"})
     optimizer = optim.setdefault("optimizer", {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4})
     optimizer["lr"] = request.lr if request.lr is not None else scaled_lr(optimizer["lr"], batch, base_batch)
-    if request.device == "cpu" and optim.get("type") == "AmpOptimWrapper":
-        # mmengine's mixed precision refuses to start without an accelerator.
-        optim["type"] = "OptimWrapper"
-        for key in ("loss_scale", "dtype", "use_fsdp"):
-            optim.pop(key, None)
+    _set_dtype(optim, request)
     early = request.early_val
     return {
         "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": request.epochs, "val_interval": 1},
@@ -363,6 +362,29 @@ def _schedule(request: TrialRequest, base: Config, facts: DataFacts, batch: int)
             iterations=iterations,
         ),
     }
+
+
+def _set_dtype(optim: dict[str, Any], request: TrialRequest) -> None:
+    """Sets what is trained in, in place.
+
+    Raises:
+        UserError: The base's optimizer wrapper knows float32 only.
+    """
+    kind = str(optim.get("type", "OptimWrapper")).rpartition(".")[2]
+    wanted = request.train_dtype
+    if wanted is None and (kind != AMP or request.device != "cpu"):
+        return
+    if kind not in ("OptimWrapper", AMP):
+        raise UserError(
+            f"training.dtype: needs a base whose optim_wrapper is an OptimWrapper or an {AMP}, but that of "
+            f"{request.base} is a {kind}. Choose null, the base config's own."
+        )
+    if wanted is None or wanted == "float32":
+        optim["type"] = "OptimWrapper"
+        for key in ("loss_scale", "dtype", "use_fsdp"):
+            optim.pop(key, None)
+    else:
+        optim.update(type=AMP, dtype=wanted)
 
 
 def _runtime(request: TrialRequest) -> dict[str, Any]:

@@ -176,7 +176,9 @@ class TrialRequest:
         seed: Seeds weights, data order and augmentation.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16`` or ``float16``: what the detector computes in when it predicts, so what is
-            validated and timed; it trains as the base does.
+            validated and timed.
+        train_dtype: The same for its training: mixed precision, or ``float32``; ``None`` for the base config's, which
+            is ``float32`` on a CPU.
         threads: CPU threads of this trial.
         workers: Data loader processes.
         speed: ``None`` when the latency of this architecture is known already.
@@ -204,6 +206,7 @@ class TrialRequest:
     seed: int = 0
     device: str = "cpu"
     dtype: Dtype = "float32"
+    train_dtype: Dtype | None = None
     threads: int = 1
     workers: int = 0
     speed: SpeedRequest | None = None

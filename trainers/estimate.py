@@ -58,7 +58,7 @@ def seconds_per_epoch(request: TrialRequest) -> float:
     runner = TrialRunner(config, model, None)
     try:
         train = runner.build_dataloader(config["train_dataloader"], seed=request.seed)
-        optimizer = runner.build_optim_wrapper(config["optim_wrapper"])
+        optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
         model.train()
         step = _seconds(lambda data: model.train_step(data, optimizer), train)
         val = runner.build_dataloader(config["val_dataloader"])

@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from trainers import checkpoint, faults, heartbeat, parallel
+from trainers import checkpoint, faults, heartbeat, mixed, parallel
 from trainers.contract import TrialFailed
 from trainers.validation import EarlyValLoop
 
@@ -50,6 +50,7 @@ class TrialRunner(Runner):  # type: ignore[misc]
         hooks = {**config["default_hooks"], "checkpoint": None}  # EpochEnd saves
         env = {**config["env_cfg"], "mp_cfg": {"opencv_num_threads": 0, "mp_start_method": _start_method()}}
         self._checkpoint, self._together = resume, together
+        device = next(model.parameters()).device.type
         super().__init__(
             model=model,
             work_dir=config["work_dir"],
@@ -58,7 +59,7 @@ class TrialRunner(Runner):  # type: ignore[misc]
             train_cfg=config["train_cfg"],
             val_cfg=config["val_cfg"],
             val_evaluator=parts["val_evaluator"],
-            optim_wrapper=config["optim_wrapper"],
+            optim_wrapper=mixed.prepare(model, config["optim_wrapper"], device),
             param_scheduler=config["param_scheduler"] or None,
             default_hooks=hooks,
             custom_hooks=config.get("custom_hooks"),

@@ -176,6 +176,10 @@ class TrainingSection(_Section):
     """Images a step, of all workers together; ``null`` for the base config's."""
     lr: Annotated[float, Field(gt=0, strict=True)] | None = None
     """Learning rate; ``null`` for the base config's, scaled to the batch where the base says how."""
+    dtype: Dtype | None = None
+    """What detectors compute in while they train. ``bfloat16`` and ``float16`` are mixed precision: weights, their
+    updates and losses stay float32; faster on GPUs and on CPUs with AMX. ``null`` for the base config's, which is
+    float32 on a CPU."""
 
 
 class ResourcesSection(_Section):
@@ -207,7 +211,7 @@ class SpeedSection(_Section):
     """Whether decoding and NMS are timed, too."""
     dtype: Dtype = "float32"
     """What detectors compute in when they are validated, timed and run from a bundle (torch's autocast; boxes are
-    decoded in float32). They train as the base does, whatever this says."""
+    decoded in float32). What they train in is ``training.dtype``."""
     pairs: Annotated[int, Field(ge=3, strict=True)] = 9
     """Least number of interleaved pairs, design and baseline."""
     images: Positive = 16

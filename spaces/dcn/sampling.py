@@ -302,6 +302,9 @@ def _by_mmcv(x, offset, mask, weight, bias, stride, padding, dilation, groups, d
     That of version 1 refuses maps smaller than its kernel, and batches above 32 that are no multiple of 32.
     """
     settings = (stride, padding, dilation, groups, deform_groups)
+    if offset.dtype == torch.bfloat16:  # which they do not know, on any device
+        single = (value if value is None else value.float() for value in (x, offset, mask, weight, bias))
+        return _by_mmcv(*single, *settings).to(torch.bfloat16)
     if mask is not None:
         plain = (value.contiguous() for value in (x, offset, mask, weight))
         return _with_plain_gradient(modulated_deform_conv2d(*plain, bias, *settings))

@@ -120,9 +120,11 @@ def test_a_detector_in_a_shorter_type_against_itself(tmp_path: Path) -> None:
     ]
     for dtype in DTYPES[1:]:
         dtypes.main([*words, "--dtype", dtype, "--out", str(tmp_path / "a.jsonl")])
+    dtypes.main([*words, "--training", "--batch", "2", "--out", str(tmp_path / "a.jsonl")])
     described, lines = run.read(tmp_path / "a.jsonl")
     assert described == run.machine("cpu", 1)
-    assert [one["case"] for one in lines] == [f"{NANO.base} in {dtype}" for dtype in DTYPES[1:]]
+    assert [one["case"] for one in lines] == [f"{NANO.base} in {dtype}" for dtype in (*DTYPES[1:], DTYPES[1])]
+    assert [(one["part"], one["batch"]) for one in lines] == [("whole", 1), ("whole", 1), ("training", 2)]
     assert all(one["speedup"] == 1 / one["ratio"] and one["q1"] <= one["ratio"] <= one["q3"] for one in lines)
 
 

@@ -442,7 +442,9 @@ def _box_masks(boxes: torch.Tensor) -> BitmapMasks:
 
 def total_loss(model: nn.Module, boxes: int = 2) -> torch.Tensor:
     """Sum of all losses on ``batch``."""
-    losses = model(*batch(boxes), mode="loss")
+    device = next(model.parameters()).device
+    images, samples = batch(boxes)
+    losses = model(images.to(device), [sample.to(device) for sample in samples], mode="loss")
     parts = [part for value in losses.values() for part in (value if isinstance(value, list) else [value])]
     return torch.stack([part.sum() for part in parts]).sum()
 

@@ -440,6 +440,31 @@ def test_it_predicts_in_bfloat16(name: str | None, key: str, tiny: Any) -> None:
         assert (torch.cat([out.flatten() for out in ours]) - wanted).norm() <= 0.05 * wanted.norm()
 
 
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+@pytest.mark.parametrize(("name", "key"), [*ALONE, *(pytest.param(None, key, id=f"base-{key}") for key in FACTS)])
+def test_it_trains_in_bfloat16(name: str | None, key: str, device: str, tiny: Any) -> None:
+    """Every weight gets a gradient, and all point where those of float32 do, within what 8 bits of mantissa leave."""
+    design = few(space_of(key, name))[0] if name else {}
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny.build(tiny.base_config(key), design)
+        model.init_weights()
+        model = spaces.autocast.keep_single(model) if dtype != torch.float32 else model
+        torch.manual_seed(5)  # which RoIs are sampled
+        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+            loss = tiny.total_loss(model.to(device).train())
+        assert loss.dtype == torch.float32
+        loss.backward()
+        gradients.append({name: part.grad for name, part in model.named_parameters() if part.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    one, other = (torch.cat([part.flatten() for part in parts.values()]) for parts in gradients)
+    assert torch.cosine_similarity(one, other, 0) > 0.96
+    assert 0.9 < other.norm() / one.norm() < 1.1
+
+
 def in_double(name: str, key: str, tiny: Any) -> Iterator[Any]:
     """Detectors of the defaults, the ends of the knobs, and where it is thorough, corners.
 

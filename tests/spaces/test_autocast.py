@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from mmcv.ops import ModulatedDeformConv2dPack
+from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from spaces import patching
-from spaces.autocast import autocast
+from spaces.autocast import autocast, keep_single
 from trainers.config import load_base, plain
 from trainers.detector import build_model
+from trainers.memory import channels_last
 from trainers.speed import placed, prepare
 
 # oneDNN 3.12 writes past the end where it trains wide maps of 8 channels (a 1x1 convolution with stride 2).
@@ -102,6 +105,36 @@ def test_its_relu_is_the_relu_for_every_number(dtype: torch.dtype, inplace: bool
     x = every[:9].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model[0](x * 1).sum(), x)
     assert torch.equal(gradient, (every[:9] > 0).to(dtype))
+
+
+@torch.no_grad()
+def test_mmcvs_operators_are_handed_plain_maps() -> None:
+    """A trial's detector lies in memory with channels last, which their CPU forms misread."""
+    extractor = {**config("faster_rcnn_tiny")["roi_head"]["bbox_roi_extractor"]}
+    pool = channels_last(keep_single(nn.Sequential(MODELS.build(extractor))))[0]
+    maps = [torch.randn(1, pool.out_channels, side, side) for side in (64, 32, 16, 8)]
+    rois = torch.tensor([[0, 3.0, 5.0, 40.0, 50.0], [0, 10.0, 10.0, 200.0, 180.0]])
+    last = [level.contiguous(memory_format=torch.channels_last) for level in maps]
+    torch.testing.assert_close(pool(last, rois), pool(maps, rois))
+    layer = channels_last(autocast(nn.Sequential(ModulatedDeformConv2dPack(8, 8, 3, padding=1)), "bfloat16"))[0]
+    x = torch.randn(2, 8, 9, 11)
+    torch.testing.assert_close(layer(x.contiguous(memory_format=torch.channels_last)), layer(x))
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_parts_that_need_it_are_kept_in_float32(within: bool) -> None:
+    """Outside of autocast all is the base's, bit for bit; within it the losses come from the outputs as they are."""
+    plain_, kept = build().train(), keep_single(keep_single(build().train()))
+    assert [type(module).__name__ for module in kept.modules()] == [type(part).__name__ for part in plain_.modules()]
+    images, samples = given(SQUARE)
+    samples[0].gt_instances = _objects()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=within):
+        found = kept(images, copy.deepcopy(samples), mode="loss")
+        outputs = plain_.bbox_head(plain_.extract_feat(images))
+    single = [[out.float() for out in maps] for maps in outputs]
+    wanted = plain_.bbox_head.loss_by_feat(*single, [samples[0].gt_instances], [samples[0].metainfo])
+    for name, value in wanted.items():
+        assert all(torch.equal(*pair) for pair in zip(value, found[name], strict=True))
 
 
 def test_training_and_weights_are_the_bases() -> None:

@@ -235,6 +235,25 @@ def test_no_image(version: int) -> None:
     assert not layer.weight.grad.any()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_bfloat16_where_mmcvs_operators_compute_it(masked: bool) -> None:
+    """They know it on no device: with groups, and so on every GPU, they are asked in single precision."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 8, 9, 11), torch.randn(8, 4, 3, 3)
+    offset, mask = torch.randn(2, 18, 9, 11).bfloat16(), torch.rand(2, 9, 9, 11).bfloat16() if masked else None
+    settings: dict[str, Any] = {"padding": (1, 1), "groups": 2}
+    given = [part.requires_grad_() for part in (x, offset, weight)]
+    found = deformable_conv2d(x, offset, mask, weight, **settings)
+    wanted = deformable_conv2d(x, offset.float(), mask if mask is None else mask.float(), weight, **settings)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted.bfloat16())
+    up = torch.randn_like(wanted).bfloat16()
+    for one, other in zip(
+        torch.autograd.grad(found, given, up), torch.autograd.grad(wanted, given, up.float()), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(version: int, dtype: torch.dtype) -> None:

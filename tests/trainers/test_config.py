@@ -143,6 +143,43 @@ def test_the_learning_rate_follows_the_batch_unless_given() -> None:
     assert scaled_lr(0.1, 8, None) == 0.1
 
 
+MIXED = {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": 512.0}
+SINGLE = {"type": "OptimWrapper"}
+
+
+@pytest.mark.parametrize(
+    ("base", "asked", "device", "wanted"),
+    [
+        (SINGLE, None, "cuda", SINGLE),
+        (SINGLE, "bfloat16", "cpu", {"type": "AmpOptimWrapper", "dtype": "bfloat16"}),
+        (SINGLE, "float16", "cuda", {"type": "AmpOptimWrapper", "dtype": "float16"}),
+        (MIXED, None, "cuda", MIXED),
+        (MIXED, None, "cpu", SINGLE),
+        (MIXED, "float32", "cuda", SINGLE),
+        (MIXED, "float16", "cpu", MIXED),
+        (MIXED, "bfloat16", "cuda", {**MIXED, "dtype": "bfloat16"}),
+    ],
+)
+def test_the_type_of_the_training_is_the_bases_unless_given(
+    base: dict[str, Any], asked: Any, device: str, wanted: dict[str, Any], tmp_path: Path
+) -> None:
+    optimizer = {"type": "SGD", "lr": 0.01}
+    file = tmp_path / "base.py"
+    file.write_text(f"_base_ = {str(BASES / 'gfl_tiny.py')!r}\n")
+    file.write_text(file.read_text() + f"optim_wrapper = {dict(base, _delete_=True, optimizer=optimizer)!r}\n")
+    found = trial_config(request(base=str(file), train_dtype=asked, device=device), FACTS)["optim_wrapper"]
+    assert {key: value for key, value in found.items() if key != "optimizer"} == wanted
+    assert found["optimizer"]["type"] == "SGD"
+
+
+def test_an_optimizer_wrapper_that_knows_one_type_only(tmp_path: Path) -> None:
+    file = tmp_path / "base.py"
+    file.write_text(f"_base_ = {str(BASES / 'gfl_tiny.py')!r}\noptim_wrapper = dict(type='ApexOptimWrapper')\n")
+    with pytest.raises(UserError, match=r"^training.dtype: needs a base .* is a ApexOptimWrapper. Choose null"):
+        trial_config(request(base=str(file), train_dtype="bfloat16"), FACTS)
+    assert trial_config(request(base=str(file)), FACTS)["optim_wrapper"]["type"] == "ApexOptimWrapper"
+
+
 def test_the_design_reaches_the_model() -> None:
     knobs = {"slimhead.levels": [0], "slimhead.ratio": 0.5, "slimhead.mode": "nearest"}
     plain_model = trial_config(request(), FACTS).model

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ def reach(uri: str) -> MlflowClient:
 
     def ask() -> None:
         try:
+            _make_whole(uri)
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
             result.append(client)
@@ -87,6 +90,41 @@ def reach(uri: str) -> MlflowClient:
         f"tracking.uri: cannot reach MLflow at {public_uri(uri)}: {reason(answer, uri)}. Start the server, mend "
         "tracking.uri, or set it to null for an SQLite store in the study's folder."
     ) from answer
+
+
+def _make_whole(uri: str) -> None:
+    """Makes the store of an SQLite URI where there is none, so that it is there whole or not at all.
+
+    MLflow makes it in some forty migrations; a kill amid these leaves a file that it never opens again. Such a file
+    has no experiment yet, and is replaced.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    is_file = uri.startswith("sqlite:///") and "?" not in uri and path.name != ":memory:" and path.parent.is_dir()
+    if not is_file or _has_experiment(path):
+        return
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()  # type: ignore[no-untyped-call]
+        if not _has_experiment(path):  # another process may have made it meanwhile
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _has_experiment(path: Path) -> bool:
+    """Whether an SQLite file is a store that was made to its end; one that cannot be read is left to MLflow."""
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchall():
+                return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall())
+            return bool(connection.execute("SELECT 1 FROM experiments LIMIT 1").fetchall())
+    except sqlite3.Error:
+        return True
 
 
 def _quieten() -> None:

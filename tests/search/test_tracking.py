@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import logging
 import math
+import sqlite3
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic import command
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils
+from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 from mlflow.tracking import MlflowClient
+from sqlalchemy import text
 
 from analysis.record import EpochRecord, Objective, SweepPoint, TrialRecord, TrialState
 from search.tracking import Tracker, default_uri, find_run, page_url, public_uri, server, ui_command
@@ -466,6 +472,33 @@ def test_a_server_that_never_answers_is_told_in_time(tmp_path: Path) -> None:
         open_at(f"http://127.0.0.1:{server.server_port}", tmp_path)
     assert time.monotonic() - start < 10
     server.shutdown()
+
+
+@pytest.mark.parametrize("steps", [0, 3, 12])
+def test_a_store_whose_making_was_killed_is_made_again(steps: int, tmp_path: Path) -> None:
+    """MLflow has changed a table and not yet noted it, or has only its first tables, or not even these."""
+    path = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    if steps:
+        engine = utils.create_sqlalchemy_engine(uri)
+        InitialBase.metadata.create_all(engine)
+        command.upgrade(utils._get_alembic_config(uri), f"+{steps}")
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM alembic_version"))
+        engine.dispose()
+    else:
+        path.touch()
+    client = server.reach(uri)
+    made = client.create_experiment("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    # One that was made to its end, and any other database, stays.
+    assert server.reach(uri).get_experiment(made).name == "a"
+    other = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE mine (value)")
+    assert server._has_experiment(other)
+    other.write_text("no database")
+    assert server._has_experiment(other)
 
 
 def test_a_deleted_experiment_is_told(place: Place) -> None:

@@ -92,7 +92,9 @@ def _machine(found: Findings) -> str:
 
     told = []
     if seen("device"):
-        told.append(f"Trained on {listed(seen('device'))}.")
+        kind = (found.context.study.get("training") or {}).get("dtype")
+        mixed = f" in mixed precision ({kind})" if kind in ("bfloat16", "float16") else ""
+        told.append(f"Trained on {listed(seen('device'))}{mixed}.")
     speed = found.context.study["speed"]
     if seen("speed_device"):
         size = next((trial.attrs["count_size"] for trial in found.trials if trial.attrs.get("count_size")), None)

@@ -75,6 +75,15 @@ def test_where_the_time_goes_stands_beside_the_multiply_adds() -> None:
     assert told.index("Where the multiply-adds go") < told.index("Where the time goes")
 
 
+def test_what_was_trained_in_is_told() -> None:
+    trials = [baseline()]
+    assert "Trained on a CPU." in text(page(trials))
+    mixed = context(study={**STUDY, "training": {"dtype": "bfloat16"}})
+    assert "Trained on a CPU in mixed precision (bfloat16)." in text(page(trials, about=mixed))
+    single = context(study={**STUDY, "training": {"dtype": None}})
+    assert "Trained on a CPU." in text(page(trials, about=single))
+
+
 def test_hypervolume_is_told_with_its_unit() -> None:
     # (80 - 28) * 0.30 + (80 - 36) * 0.12 + (80 - 39.6) * 0.03 = 22.09 ms; the baseline alone: 40 * 0.40.
     assert "up to AP 0.0 % and latency 80.0 ms is 22.09, that is 1.381 times the 16 of the baseline alone." in text(

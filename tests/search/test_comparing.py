@@ -5,7 +5,7 @@ import json
 import pytest
 
 from analysis.record import TrialState
-from search import Study, UserError, compare
+from search import Study, UserError, compare, comparing
 from search.cli import main
 from search.engine import prepare_space
 from search.folder import claimed, write_study
@@ -45,6 +45,14 @@ def root(tmp_path_factory):
     study("longer-again", 5, 0.1, 5.0, budget={"trials": 3, "epochs": 3})
     study("others", 0, 0.0, 20.0, data={"digits": {"train": 8, "val": 5}, "size": (96, 96)})
     return root
+
+
+def test_what_a_training_was_is_told():
+    def told(**training):
+        return comparing._training(Study(name="s", **{**SECTIONS, "training": training}).file)
+
+    assert told() == "2 epochs from scratch"
+    assert told(batch=8, lr=1e-3, dtype="bfloat16") == "2 epochs from scratch, batch 8, lr 0.001, dtype bfloat16"
 
 
 def test_two_studies(root, tmp_path, capsys):

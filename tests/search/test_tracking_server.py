@@ -250,9 +250,9 @@ def test_a_server_that_stays_away_ends_no_search(server: Server, tmp_path: Path)
 
     driver = start()
     wait_for(lambda: records() and records()[0].state.finished, 200)
+    server.kill()  # first: a command takes seconds, in which trials begin
     refused = headway("sync", "served")
     assert (refused.returncode, "is being run already" in refused.stderr) == (2, True)
-    server.kill()
     wait_for(lambda: len(records()) >= 2 and any(record.curve for record in records()[1:]), 200)
     driver.kill()
     driver.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from trainers.contract import TrialRequest
 from trainers.data import DataReport
 
 _CORNERS, _MANY_CORNERS = 12, 512
+# By how much mixed precision must shorten an epoch; a few steps tell it no better.
+_WORTH_TELLING = 1.25
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def make_plan(study: Study) -> Plan:
     else:
         data, report, space = prepare(study, deep=True)
 
-    from trainers.estimate import START_SECONDS, count_design, local_hardware, seconds_per_epoch
+    from trainers.estimate import START_SECONDS, bfloat16_unused, count_design, local_hardware, seconds_per_epoch
     from trainers.profile import count_patched
 
     share = divide(study.resources, [local_hardware()])
@@ -137,7 +139,7 @@ def make_plan(study: Study) -> Plan:
         designs += [(named.name, named.knobs) for named in listed(study, space)]
     else:
         designs += [(None, design) for design in _corners(space)]
-    seconds, warm = None, None
+    seconds, warm, faster = None, None, 1.0
     if data is None:
         classes = len(study.data.classes) if study.data.classes else None
         counted = [
@@ -165,7 +167,10 @@ def make_plan(study: Study) -> Plan:
                 count_size=study.speed_size,
             )
             counted = [count_design(request, unlearned(design)) for _, design in designs]
-            epoch = seconds_per_epoch(request) / share.workers  # at best
+            whole = seconds_per_epoch(request)
+            if bfloat16_unused(request):
+                faster = whole / seconds_per_epoch(replace(request, train_dtype="bfloat16"))
+            epoch = whole / share.workers  # at best
             seconds = START_SECONDS + study.budget.epochs * epoch
             warm = None if study.warm_epochs is None else study.warm_epochs * epoch
     constraints = [Constraint.parse(text) for text in study.constraints]
@@ -183,6 +188,10 @@ def make_plan(study: Study) -> Plan:
     if any(space.learns(design) for _, design in designs):
         notes.append(
             "Note: dilations that are learned are counted as the base's; decomposed ones cost the same or less."
+        )
+    if faster >= _WORTH_TELLING:
+        notes.append(
+            f"Note: epochs would be about {faster:.1f} times as fast in mixed precision (training.dtype: bfloat16)."
         )
     if "::" not in study.base:
         notes.append(f"Note: the base is a Python file and is executed: {study.base}")

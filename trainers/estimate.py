@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from trainers import cost
-from trainers.config import read_facts, trial_config
+from trainers.config import AMP, read_facts, trial_config
 from trainers.contract import TrialRequest
 from trainers.detector import build_model
 from trainers.means import settle
@@ -68,6 +68,15 @@ def seconds_per_epoch(request: TrialRequest) -> float:
     finally:
         runner.close()
     return step * len(train) + check * len(val)
+
+
+def bfloat16_unused(request: TrialRequest) -> bool:
+    """Whether a trial would train in float32, nobody having asked for it, where this machine computes in bfloat16."""
+    if request.train_dtype is not None or trial_config(request)["optim_wrapper"].get("type") == AMP:
+        return False
+    if request.device != "cpu":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def _seconds(act: Any, loader: Any) -> float:

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from search.plan import make_plan
 from search.progress import Progress
 from search.status import document, show
 from search.study import Study, load
+from trainers import estimate
 
 STUDY = """
 name: warmed
@@ -120,6 +122,24 @@ def test_the_plan_counts_its_time(study: Study) -> None:
     assert made.to_json()["warm_seconds"] == made.warm_seconds
     (line,) = [line for line in made.lines(study) if line.startswith("Warm start: ")]
     assert re.fullmatch(r"Warm start: the base is trained once for 6 epochs, about [\d.]+ min; every trial .*", line)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "asked", "gain", "told"),
+    [(True, None, 2.5, True), (True, None, 1.1, False), (False, None, 2.5, False), (True, "float32", 2.5, False)],
+)
+def test_the_plan_tells_what_mixed_precision_would_gain(
+    study: Study, monkeypatch: pytest.MonkeyPatch, hardware: bool, asked: Any, gain: float, told: bool
+) -> None:
+    """The hardware and the times are given here; that real steps are timed is what the test above sees."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: hardware)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    times = {None: 10.0, "float32": 10.0, "bfloat16": 10.0 / gain}
+    monkeypatch.setattr(estimate, "seconds_per_epoch", lambda request: times[request.train_dtype])
+    training = study.training.model_copy(update={"dtype": asked})
+    notes = make_plan(study.model_copy(update={"training": training})).notes
+    note = f"Note: epochs would be about {gain:.1f} times as fast in mixed precision (training.dtype: bfloat16)."
+    assert (note in notes) == told
 
 
 def test_cleaning_up_leaves_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def make_plan(study: Study) -> Plan:
     else:
         data, report, space = prepare(study, deep=True)
 
-    from trainers.estimate import START_SECONDS, bfloat16_unused, count_design, local_hardware, seconds_per_epoch
+    from trainers.estimate import START_SECONDS, count_design, gain_of_bfloat16, local_hardware, seconds_per_epoch
     from trainers.profile import count_patched
 
     share = divide(study.resources, [local_hardware()])
@@ -139,7 +139,7 @@ def make_plan(study: Study) -> Plan:
         designs += [(named.name, named.knobs) for named in listed(study, space)]
     else:
         designs += [(None, design) for design in _corners(space)]
-    seconds, warm, faster = None, None, 1.0
+    seconds, warm, faster = None, None, None
     if data is None:
         classes = len(study.data.classes) if study.data.classes else None
         counted = [
@@ -168,8 +168,7 @@ def make_plan(study: Study) -> Plan:
             )
             counted = [count_design(request, unlearned(design)) for _, design in designs]
             whole = seconds_per_epoch(request)
-            if bfloat16_unused(request):
-                faster = whole / seconds_per_epoch(replace(request, train_dtype="bfloat16"))
+            faster = gain_of_bfloat16(request, whole)
             epoch = whole / share.workers  # at best
             seconds = START_SECONDS + study.budget.epochs * epoch
             warm = None if study.warm_epochs is None else study.warm_epochs * epoch
@@ -189,7 +188,7 @@ def make_plan(study: Study) -> Plan:
         notes.append(
             "Note: dilations that are learned are counted as the base's; decomposed ones cost the same or less."
         )
-    if faster >= _WORTH_TELLING:
+    if faster is not None and faster >= _WORTH_TELLING:
         notes.append(
             f"Note: epochs would be about {faster:.1f} times as fast in mixed precision (training.dtype: bfloat16)."
         )

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import importlib.util
 import logging
-import os
 import re
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from search.one_at_a_time import one_at_a_time
 from search.patience import PatientStorage, cause
 from spaces.errors import HeadwayError, UserError
 
@@ -102,7 +99,8 @@ def open_storage(url: str) -> PatientStorage:
             # Drivers wait minutes for a host that does not answer.
             socket.create_connection((parts.host, port), _CONNECT_SECONDS).close()
         there = with_driver(url)
-        with _one_at_a_time(url):
+        # Optuna makes the tables of a new storage without a lock: a ``headway status`` then would break the run.
+        with one_at_a_time(url):
             return PatientStorage(there, engine_kwargs=options(there))
 
 
@@ -117,18 +115,6 @@ def probe(url: str) -> None:
     engine = create_engine(there, poolclass=NullPool, **{**options(there), "pool_pre_ping": False})
     with engine.connect():
         pass
-
-
-@contextmanager
-def _one_at_a_time(url: str) -> Iterator[None]:
-    """Lets one process of this machine open a storage at a time.
-
-    Optuna makes the tables of a new storage without a lock: a ``headway status`` at that moment would break the run.
-    """
-    name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"headway-{os.getuid()}-{name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -370,20 +370,22 @@ def _set_dtype(optim: dict[str, Any], request: TrialRequest) -> None:
     Raises:
         UserError: The base's optimizer wrapper knows float32 only.
     """
-    kind = str(optim.get("type", "OptimWrapper")).rpartition(".")[2]
+    given = optim.get("type", "OptimWrapper")  # a class where the base is written in Python's imports
+    kind = getattr(given, "__name__", str(given)).rpartition(".")[2]
     wanted = request.train_dtype
-    if wanted is None and (kind != AMP or request.device != "cpu"):
-        return
     if kind not in ("OptimWrapper", AMP):
-        raise UserError(
-            f"training.dtype: needs a base whose optim_wrapper is an OptimWrapper or an {AMP}, but that of "
-            f"{request.base} is a {kind}. Choose null, the base config's own."
-        )
-    if wanted is None or wanted == "float32":
+        if wanted is not None:
+            raise UserError(
+                f"training.dtype: needs a base whose optim_wrapper is OptimWrapper or {AMP}, but {request.base} has "
+                f"{kind}. Choose null, the base config's own."
+            )
+        return
+    optim["type"] = kind
+    if wanted == "float32" or (wanted is None and request.device == "cpu"):
         optim["type"] = "OptimWrapper"
         for key in ("loss_scale", "dtype", "use_fsdp"):
             optim.pop(key, None)
-    else:
+    elif wanted is not None:
         optim.update(type=AMP, dtype=wanted)
 
 

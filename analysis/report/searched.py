@@ -93,7 +93,7 @@ def _machine(found: Findings) -> str:
     told = []
     if seen("device"):
         kind = (found.context.study.get("training") or {}).get("dtype")
-        mixed = f" in mixed precision ({kind})" if kind in ("bfloat16", "float16") else ""
+        mixed = f" in mixed precision ({kind})" if kind not in (None, "float32") else ""
         told.append(f"Trained on {listed(seen('device'))}{mixed}.")
     speed = found.context.study["speed"]
     if seen("speed_device"):

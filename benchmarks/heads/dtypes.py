@@ -40,7 +40,7 @@ def training_pass(base: str, size: tuple[int, int], batch: int, device: str, dty
     """Gives a training step of a base in a type."""
     from mmdet.structures import DetDataSample
 
-    # At a rate of 0 all is done, and no two steps differ.
+    # At a rate of 0 all is done, and no weight moves.
     wrapper = {"type": AMP, "dtype": dtype} if dtype != "float32" else {"type": "OptimWrapper"}
     wrapper["optimizer"] = {"type": "SGD", "lr": 0.0, "momentum": 0.9}
     model = channels_last(build_named(base)) if device == "cpu" else build_named(base).to(device)

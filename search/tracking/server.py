@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.record import Objective
+from search.one_at_a_time import one_at_a_time
 from search.tracking.content import Point, flatten
 from search.tracking.pages import check_uri, is_database, page_url, public_uri
 from search.tracking.views import TAG, view_key, view_state, view_url
 from spaces.errors import UserError
+from trainers import files
 
 # A dead server would block a client for four minutes with MLflow's own settings. All of these are read when mlflow is
 # imported or used, and an operator's own values win. The last two keep mlflow from printing and from calling home.
@@ -31,6 +33,8 @@ for _name, _value in {
 
 from mlflow.entities import Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH  # noqa: E402
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
@@ -99,29 +103,25 @@ def _make_whole(uri: str) -> None:
     has no experiment yet, and is replaced.
     """
     path = Path(uri.removeprefix("sqlite:///"))
-    is_file = uri.startswith("sqlite:///") and "?" not in uri and path.name != ":memory:" and path.parent.is_dir()
-    if not is_file or _has_experiment(path):
+    if not uri.startswith("sqlite:///") or "?" in uri or path.name == ":memory:" or not path.parent.is_dir():
         return
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()  # type: ignore[no-untyped-call]
-        if not _has_experiment(path):  # another process may have made it meanwhile
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with one_at_a_time(uri):
+        if not _is_there(path):
+            with files.whole(path) as temporary:
+                temporary.unlink(missing_ok=True)
+                store = SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)  # type: ignore[no-untyped-call]
+                store.engine.dispose()
 
 
-def _has_experiment(path: Path) -> bool:
-    """Whether an SQLite file is a store that was made to its end; one that cannot be read is left to MLflow."""
+def _is_there(path: Path) -> bool:
+    """Whether a file is a store that was made to its end, or nothing of MLflow's, which it may tell itself."""
     if not path.exists():
         return False
     try:
         with closing(sqlite3.connect(path)) as connection:
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchall():
-                return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall())
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "experiments" not in tables:
+                return bool(tables)
             return bool(connection.execute("SELECT 1 FROM experiments LIMIT 1").fetchall())
     except sqlite3.Error:
         return True

@@ -496,9 +496,9 @@ def test_a_store_whose_making_was_killed_is_made_again(steps: int, tmp_path: Pat
     other = tmp_path / "other.db"
     with contextlib.closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE mine (value)")
-    assert server._has_experiment(other)
+    assert server._is_there(other)
     other.write_text("no database")
-    assert server._has_experiment(other)
+    assert server._is_there(other)
 
 
 def test_a_deleted_experiment_is_told(place: Place) -> None:

@@ -20,6 +20,8 @@ from search.progress import Progress
 from search.status import document, show
 from search.study import Study, load
 from trainers import estimate
+from trainers.config import BASES
+from trainers.contract import TrialRequest
 
 STUDY = """
 name: warmed
@@ -126,20 +128,44 @@ def test_the_plan_counts_its_time(study: Study) -> None:
 
 @pytest.mark.parametrize(
     ("hardware", "asked", "gain", "told"),
-    [(True, None, 2.5, True), (True, None, 1.1, False), (False, None, 2.5, False), (True, "float32", 2.5, False)],
+    [
+        (True, None, 2.5, True),
+        (True, None, 1.1, False),
+        (False, None, 2.5, False),
+        (True, "float32", 2.5, False),
+        (True, None, 0.0, False),
+    ],
 )
 def test_the_plan_tells_what_mixed_precision_would_gain(
     study: Study, monkeypatch: pytest.MonkeyPatch, hardware: bool, asked: Any, gain: float, told: bool
 ) -> None:
     """The hardware and the times are given here; that real steps are timed is what the test above sees."""
+
+    def seconds(request: TrialRequest) -> float:
+        if request.train_dtype == "bfloat16" and not gain:
+            raise NotImplementedError("not implemented for 'BFloat16'")
+        return 10.0 / gain if request.train_dtype == "bfloat16" else 10.0
+
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: hardware)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    times = {None: 10.0, "float32": 10.0, "bfloat16": 10.0 / gain}
-    monkeypatch.setattr(estimate, "seconds_per_epoch", lambda request: times[request.train_dtype])
+    monkeypatch.setattr(estimate, "seconds_per_epoch", seconds)
     training = study.training.model_copy(update={"dtype": asked})
     notes = make_plan(study.model_copy(update={"training": training})).notes
     note = f"Note: epochs would be about {gain:.1f} times as fast in mixed precision (training.dtype: bfloat16)."
     assert (note in notes) == told
+
+
+def test_a_base_with_an_optimizer_wrapper_of_its_own_is_planned(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which knows no other type, so nothing is timed in one."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    asked: list[Any] = []
+    monkeypatch.setattr(estimate, "seconds_per_epoch", lambda request: asked.append(request.train_dtype) or 10.0)
+    base = tmp_path / "base.py"
+    base.write_text(f"_base_ = {str(BASES / 'gfl_nano.py')!r}\noptim_wrapper = dict(type='ApexOptimWrapper')\n")
+    assert make_plan(study.model_copy(update={"base": str(base)})).seconds_per_trial is not None
+    assert asked == [None]
 
 
 def test_cleaning_up_leaves_it(tmp_path: Path) -> None:

@@ -9,10 +9,21 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
 
 from spaces.base import dense_part
 from spaces.errors import UserError
-from trainers.config import BASES, DataFacts, base_names, load_base, plain, read_facts, set_classes, trial_config
+from trainers.config import (
+    BASES,
+    DataFacts,
+    _set_dtype,
+    base_names,
+    load_base,
+    plain,
+    read_facts,
+    set_classes,
+    trial_config,
+)
 from trainers.contract import DataRequest, TrialRequest
 from trainers.pretrained import resolve_backbone
 from trainers.schedule import FOREVER, rescale, scaled_lr
@@ -158,6 +169,7 @@ SINGLE = {"type": "OptimWrapper"}
         (MIXED, "float32", "cuda", SINGLE),
         (MIXED, "float16", "cpu", MIXED),
         (MIXED, "bfloat16", "cuda", {**MIXED, "dtype": "bfloat16"}),
+        ({**MIXED, "type": "mmengine.optim.AmpOptimWrapper"}, None, "cuda", MIXED),
     ],
 )
 def test_the_type_of_the_training_is_the_bases_unless_given(
@@ -175,9 +187,15 @@ def test_the_type_of_the_training_is_the_bases_unless_given(
 def test_an_optimizer_wrapper_that_knows_one_type_only(tmp_path: Path) -> None:
     file = tmp_path / "base.py"
     file.write_text(f"_base_ = {str(BASES / 'gfl_tiny.py')!r}\noptim_wrapper = dict(type='ApexOptimWrapper')\n")
-    with pytest.raises(UserError, match=r"^training.dtype: needs a base .* is a ApexOptimWrapper. Choose null"):
+    with pytest.raises(UserError, match=r"^training.dtype: needs a base .* has ApexOptimWrapper\. Choose null"):
         trial_config(request(base=str(file), train_dtype="bfloat16"), FACTS)
     assert trial_config(request(base=str(file)), FACTS)["optim_wrapper"]["type"] == "ApexOptimWrapper"
+
+
+def test_a_base_may_name_its_wrapper_by_class() -> None:
+    optim: dict[str, Any] = {"type": AmpOptimWrapper, "dtype": "float16"}
+    _set_dtype(optim, request(device="cuda"))
+    assert optim == {"type": "AmpOptimWrapper", "dtype": "float16"}
 
 
 def test_the_design_reaches_the_model() -> None:

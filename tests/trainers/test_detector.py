@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from trainers import checkpoint, speed
-from trainers.contract import DataRequest, SpeedRequest, StopTrial, TrialFailed, TrialReport, TrialRequest
+from trainers.contract import SpeedRequest, StopTrial, TrialFailed, TrialReport, TrialRequest
 from trainers.detector import train
 from trainers.process import run_in_fresh_process
 
@@ -27,21 +27,6 @@ ROOT = Path(__file__).parents[2]
 SLIM = {"slimhead.levels": [0], "slimhead.ratio": 0.5, "slimhead.mode": "nearest"}
 # What differs between two runs of the same trial.
 CLOCKS = {"train_seconds", "val_seconds", "peak_memory_mb"}
-
-
-@pytest.fixture
-def request_(data: DataRequest, tmp_path: Path) -> TrialRequest:
-    return TrialRequest(
-        number=0,
-        base="headway::gfl_nano",
-        knobs={},
-        data=data,
-        folder=str(tmp_path / "trial"),
-        epochs=2,
-        batch=4,
-        seed=3,
-        count_size=(64, 64),
-    )
 
 
 def run(

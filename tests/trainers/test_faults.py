@@ -55,20 +55,11 @@ class FaultyHook(Hook):
 
 
 @pytest.fixture
-def request_(data: DataRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialRequest:
+def request_(request_: TrialRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialRequest:
+    """As everywhere, where a base may bring the hooks along."""
     (tmp_path / "faulty_base.py").write_text(_HOOKS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return TrialRequest(
-        number=0,
-        base="headway::gfl_nano",
-        knobs={},
-        data=data,
-        folder=str(tmp_path / "trial"),
-        epochs=2,
-        batch=4,
-        seed=3,
-        count_size=(64, 64),
-    )
+    return request_
 
 
 def faulty(request: TrialRequest, what: str) -> TrialRequest:

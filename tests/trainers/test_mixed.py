@@ -13,24 +13,9 @@ import torch
 from torch import nn
 
 from trainers import checkpoint
-from trainers.contract import DataRequest, Dtype, StopTrial, TrialReport, TrialRequest
+from trainers.contract import Dtype, StopTrial, TrialReport, TrialRequest
 from trainers.detector import train
 from trainers.mixed import CPUAmpOptimWrapper
-
-
-@pytest.fixture
-def request_(data: DataRequest, tmp_path: Path) -> TrialRequest:
-    return TrialRequest(
-        number=0,
-        base="headway::gfl_nano",
-        knobs={},
-        data=data,
-        folder=str(tmp_path / "trial"),
-        epochs=2,
-        batch=4,
-        seed=3,
-        count_size=(64, 64),
-    )
 
 
 def newest(request: TrialRequest) -> dict[str, Any]:
@@ -40,12 +25,12 @@ def newest(request: TrialRequest) -> dict[str, Any]:
 
 
 @contextmanager
-def seen(model_part: type[nn.Module]) -> Iterator[dict[bool, set[torch.dtype]]]:
-    """The types that layers of a class compute in, by whether they train."""
+def seen() -> Iterator[dict[bool, set[torch.dtype]]]:
+    """The types that convolutions compute in, by whether they train."""
     kinds: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
 
     def look(module: nn.Module, _: Any, out: Any) -> None:
-        if isinstance(module, model_part):
+        if isinstance(module, nn.Conv2d):
             kinds[torch.is_grad_enabled()].add(out.dtype)
 
     handle = nn.modules.module.register_module_forward_hook(look)
@@ -61,7 +46,7 @@ def test_it_trains_in_the_type_and_is_validated_in_its_own(request_: TrialReques
     single: list[TrialReport] = []
     mixed: list[TrialReport] = []
     train(request_, single.append)
-    with seen(nn.Conv2d) as kinds:
+    with seen() as kinds:
         train(short, mixed.append)
     assert kinds == {True: {getattr(torch, dtype)}, False: {torch.float32}}
     ours, theirs = newest(short), newest(request_)
